@@ -1,0 +1,14 @@
+"""Criteria: one paper, one file. A new file in this folder is a new criterion; no list to extend."""
+
+from typing import TYPE_CHECKING, Any
+
+from lit_prune.criteria.criterion import Criterion, CriterionLike
+from lit_prune.shelf import members
+
+globals().update(members(__name__, __path__, Criterion))
+
+__all__ = ["Criterion", "CriterionLike", *members(__name__, __path__, Criterion)]  # noqa: PLE0604
+
+if TYPE_CHECKING:
+
+    def __getattr__(name: str) -> Any: ...

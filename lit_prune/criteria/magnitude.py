@@ -1,0 +1,24 @@
+"""Magnitude pruning."""
+
+from dataclasses import dataclass
+
+from torch import Tensor
+
+from lit_prune.criteria.criterion import Criterion
+from lit_prune.probe import Probe
+
+__all__ = ["Magnitude"]
+
+
+@dataclass(frozen=True)
+class Magnitude(Criterion):
+    r"""The absolute value of the weight, :math:`|w|`.
+
+    Source: Han et al. 2015, "Learning both weights and connections", arXiv 1506.02626. At
+    initialization it ranks layers by their fan-in, not by their worth, and layers may collapse.
+    """
+
+    def __call__(self, probe: Probe) -> dict[str, Tensor]:
+        """Return ``|w|``; neither data nor generator is used."""
+        weights = probe.masks.parameters(probe.model)
+        return {name: w.detach().abs() for name, w in weights.items()}

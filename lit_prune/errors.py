@@ -1,0 +1,43 @@
+"""Errors that a user can mend: each is one line with the name, the value and the allowed set."""
+
+from collections.abc import Iterable
+from difflib import get_close_matches
+
+__all__ = [
+    "LitPruneError",
+    "MasksMismatch",
+    "NonFiniteScores",
+    "QuotaOutOfRange",
+    "UnreadableFile",
+    "did_you_mean",
+]
+
+
+class LitPruneError(ValueError):
+    """A request that cannot be met; ``train.py`` prints its one line and exits with code 2."""
+
+
+class NonFiniteScores(LitPruneError):
+    """A criterion scored a connection NaN or infinite, so nothing can be ranked."""
+
+
+class QuotaOutOfRange(LitPruneError):
+    """A quota cannot keep as many connections as asked for."""
+
+
+class MasksMismatch(LitPruneError):
+    """Masks meet a model, or other masks, that they were not made for."""
+
+
+class UnreadableFile(LitPruneError):
+    """A file is missing, cut, or of another kind than expected."""
+
+
+def did_you_mean(name: str, known: Iterable[str]) -> str:
+    """Return ``"; did you mean 'x'?"`` for the nearest of ``known``, else an empty string.
+
+    >>> did_you_mean("fc1.wieght", ["fc1.weight", "fc2.weight"])
+    "; did you mean 'fc1.weight'?"
+    """
+    nearest = get_close_matches(name, list(known), n=1)
+    return f"; did you mean {nearest[0]!r}?" if nearest else ""

@@ -1,0 +1,153 @@
+"""Probe: all that a criterion may look at, and the promise that looking changes nothing."""
+
+import random
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from itertools import chain
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from lit_prune.errors import LitPruneError
+from lit_prune.masks import Masks
+
+__all__ = ["Example", "Loss", "Probe", "cross_entropy", "default_generator", "undisturbed"]
+
+Loss = Callable[[nn.Module, Any], Tensor]
+Example = Tensor | tuple[Tensor, ...] | tuple[int, ...] | None
+
+
+def cross_entropy(model: nn.Module, batch: Any) -> Tensor:
+    """Return the mean cross-entropy of ``model`` on ``batch = (x, y)``, moved to its device."""
+    inputs, labels = batch
+    device = next(model.parameters()).device
+    return F.cross_entropy(model(inputs.to(device)), labels.to(device))
+
+
+def default_generator() -> torch.Generator:
+    """Return a CPU generator seeded by ``torch.initial_seed()``; the global one is not touched."""
+    return torch.Generator().manual_seed(torch.initial_seed())
+
+
+@dataclass(frozen=True)
+class Probe:
+    """All that a criterion may look at.
+
+    Attributes:
+        model: the network with its own weights, pruned ones included; ``masked()`` gives the
+            network as pruned so far.
+        masks: what is kept so far; scores are wanted for these parameters.
+        batches: training batches, in the form that ``loss`` takes; may be iterated repeatedly.
+        loss: ``loss(model, batch)``, a scalar tensor.
+        example: an input of the model (a tensor or a tuple of them) or its shape, batch included.
+        generator: the source of all randomness, on the CPU; None means :func:`default_generator`.
+        keep: how many connections this round will keep, for criteria that need a budget.
+    """
+
+    model: nn.Module
+    masks: Masks
+    batches: Iterable[Any] = ()
+    loss: Loss = cross_entropy
+    example: Example = None
+    generator: torch.Generator | None = None
+    keep: int | None = None
+
+    @contextmanager
+    def masked(self) -> Iterator[nn.Module]:
+        """Lend the model with its pruned weights set to zero; afterwards it is as it was.
+
+        Inside, anything may be done to it: values, gradients, buffers, mode and the global random
+        state all come back. Randomness inside (dropout) follows the probe's generator.
+        """
+        generator = self.generator or default_generator()
+        seed = int(torch.randint(2**62, (), generator=generator))
+        with undisturbed(self.model, seed):
+            self.masks.apply(self.model)
+            yield self.model
+
+    def inputs(self) -> tuple[Tensor, ...]:
+        """Return one example input, batch of 1, on the model's device.
+
+        Raises:
+            LitPruneError: there is neither an example nor a batch.
+        """
+        device = next(self.model.parameters()).device
+        return tuple(x[:1].to(device) for x in self._example_tensors())
+
+    def _example_tensors(self) -> tuple[Tensor, ...]:
+        if isinstance(self.example, Tensor):
+            return (self.example,)
+        if self.example:
+            shape = [n for n in self.example if isinstance(n, int)]
+            return (torch.ones(shape),) if shape else tuple(self.example)  # type: ignore[arg-type]
+        for batch in self.batches:
+            return (batch[0] if isinstance(batch, list | tuple) else batch,)
+        raise LitPruneError("this criterion needs an example input: pass example= or batches=")
+
+
+@contextmanager
+def undisturbed(model: nn.Module, seed: int) -> Iterator[None]:
+    """Whatever happens to ``model`` or to the global random state inside is undone at the end.
+
+    Values and gradients of parameters, buffers, ``requires_grad`` and the mode of every submodule
+    return to the bit, in their own storage; so do the generators of torch, numpy and Python, which
+    are seeded by ``seed`` inside. Scoring runs eagerly, so a compiled model is not compiled again.
+    """
+    with ExitStack() as stack:
+        stack.enter_context(_same_random_state(seed))
+        stack.enter_context(_same_tensors(model))
+        stack.enter_context(_same_modes(model))
+        stack.enter_context(torch.enable_grad())
+        if any(hasattr(module, "_orig_mod") for module in model.modules()):
+            stack.enter_context(torch.compiler.set_stance("force_eager"))
+        yield
+
+
+@contextmanager
+def _same_random_state(seed: int) -> Iterator[None]:
+    python, numpy = random.getstate(), np.random.get_state()
+    devices = range(torch.cuda.device_count()) if torch.cuda.is_initialized() else ()
+    with torch.random.fork_rng(devices):
+        torch.manual_seed(seed)
+        random.seed(seed)
+        np.random.seed(seed % 2**32)
+        try:
+            yield
+        finally:
+            random.setstate(python)
+            np.random.set_state(numpy)
+
+
+@contextmanager
+def _same_tensors(model: nn.Module) -> Iterator[None]:
+    """Work on copies: the tensors' own storage is set aside, and put back at the end."""
+    tensors = list(chain(model.parameters(), model.buffers()))
+    aside = [(tensor, tensor.data, tensor.grad, tensor.requires_grad) for tensor in tensors]
+    registered = [(module, dict(module._buffers)) for module in model.modules()]
+    try:
+        for tensor in tensors:
+            tensor.data = tensor.data.clone()
+            tensor.grad = None
+        yield
+    finally:
+        for module, buffers in registered:
+            module._buffers.update(buffers)
+        for tensor, data, grad, requires_grad in aside:
+            tensor.grad = None
+            tensor.data = data
+            tensor.grad = grad
+            tensor.requires_grad_(requires_grad)
+
+
+@contextmanager
+def _same_modes(model: nn.Module) -> Iterator[None]:
+    modes = [(module, module.training) for module in model.modules()]
+    try:
+        yield
+    finally:
+        for module, training in modes:
+            module.training = training

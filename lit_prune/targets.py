@@ -1,0 +1,173 @@
+"""Target: how far to prune, counted exactly from the number as written."""
+
+import math
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from fractions import Fraction
+from typing import Any, Literal, get_args
+
+from lit_prune.errors import LitPruneError
+
+__all__ = ["Measure", "Target", "TargetLike"]
+
+Measure = Literal["direct"]
+Number = float | Fraction
+
+_FORMS = "'100x' (compression), '99%' (sparsity) or '2662' (connections to keep)"
+_TEXT = re.compile(r"(?P<number>[-+\w.]+?)\s*(?P<unit>x|%|)", re.IGNORECASE)
+
+
+@dataclass(frozen=True)
+class Target:
+    """How far to prune: exactly one of a sparsity, a compression, a density or a count.
+
+    The number kept is ``total - floor(total * sparsity)`` in exact arithmetic on the decimal
+    number as written: a sparsity of .29 of 100 connections removes 29, not 28.
+
+    Args:
+        sparsity: share of connections removed, 0 to 1.
+        compression: total / kept, at least 1.
+        density: share of connections kept, 0 to 1.
+        keep: the number of connections kept.
+        measure: what is counted; ``"direct"`` counts what the masks keep.
+
+    Raises:
+        LitPruneError: none or several are given, or one is out of its range.
+
+    >>> Target(compression=100).count(266_200)
+    2662
+    """
+
+    sparsity: Number | None = None
+    compression: Number | None = None
+    density: Number | None = None
+    keep: int | None = None
+    measure: Measure = "direct"
+
+    def __post_init__(self) -> None:
+        """Check that exactly one number is given and lies in its range."""
+        given = {name: value for name, value in self._numbers().items() if value is not None}
+        if len(given) != 1:
+            what = " and ".join(f"{n}={v}" for n, v in given.items()) or "none"
+            raise LitPruneError(
+                f"a target takes exactly one of sparsity, compression, density, keep; got {what}"
+            )
+        if self.measure not in get_args(Measure):
+            known = ", ".join(get_args(Measure))
+            raise LitPruneError(f"unknown measure {self.measure!r}; known: {known}")
+        name, value = given.popitem()
+        _require_in_range(name, value)
+
+    @classmethod
+    def parse(cls, value: "TargetLike") -> "Target":
+        """Return the target that ``value`` says, as a config or a command line writes it.
+
+        ``100x`` is a compression, ``99%`` a sparsity, a whole number the connections to keep; a
+        mapping names one of the arguments. A bare decimal is refused, as it could be a sparsity
+        or a density.
+
+        >>> Target.parse("99.5%")
+        Target(sparsity=0.995, compression=None, density=None, keep=None, measure='direct')
+        """
+        if isinstance(value, Target):
+            return value
+        if isinstance(value, Mapping):
+            return cls._from_mapping(value)
+        match = _TEXT.fullmatch(str(value).strip())
+        number = _fraction(match["number"]) if match else None
+        if match is None or number is None:
+            raise LitPruneError(f"target {str(value)!r} is not understood; write {_FORMS}")
+        if match["unit"].lower() == "x":
+            return cls(compression=_plain(number))
+        if match["unit"] == "%":
+            if not 0 <= number <= 100:
+                raise LitPruneError(f"target {value!r} is out of range: a sparsity is 0% to 100%")
+            return cls(sparsity=_plain(number / 100))
+        if not re.fullmatch(r"[-+]?\d+", match["number"]):
+            raise LitPruneError(f"target {value!r} is ambiguous; write {_FORMS}")
+        return cls(keep=int(number))
+
+    @classmethod
+    def _from_mapping(cls, value: Mapping[str, Any]) -> "Target":
+        unknown = sorted(set(value) - set(cls.__dataclass_fields__))
+        if unknown:
+            known = ", ".join(cls.__dataclass_fields__)
+            raise LitPruneError(f"unknown key {unknown[0]!r} in a target; known: {known}")
+        return cls(**value)
+
+    def count(self, total: int) -> int:
+        """Return how many of ``total`` connections are kept.
+
+        Raises:
+            LitPruneError: more are to be kept than there are.
+        """
+        if self.keep is None:
+            return total - math.floor(total * self._exact_sparsity())
+        if self.keep > total:
+            raise LitPruneError(f"cannot keep {self.keep} of {total} connections")
+        return self.keep
+
+    def _exact_sparsity(self) -> Fraction:
+        if self.sparsity is not None:
+            return _as_written(self.sparsity)
+        if self.density is not None:
+            return 1 - _as_written(self.density)
+        assert self.compression is not None
+        return 1 - 1 / _as_written(self.compression)
+
+    def _numbers(self) -> dict[str, Number | int | None]:
+        return {
+            "sparsity": self.sparsity,
+            "compression": self.compression,
+            "density": self.density,
+            "keep": self.keep,
+        }
+
+    def __str__(self) -> str:
+        """Write the target as a config would, where it has such a form."""
+        if self.keep is not None:
+            return str(self.keep)
+        if self.compression is not None:
+            return f"{_decimal(self.compression)}x"
+        return f"{_decimal(100 * self._exact_sparsity())}%"
+
+
+TargetLike = Target | str | int | float | Mapping[str, Any]
+
+
+def _require_in_range(name: str, value: Any) -> None:
+    if isinstance(value, bool) or not isinstance(value, int | float | Fraction):
+        raise LitPruneError(f"{name}={value!r} is not a number")
+    if not math.isfinite(value):
+        raise LitPruneError(f"{name}={value} is not finite")
+    if name == "keep":
+        if not isinstance(value, int) or value < 0:
+            raise LitPruneError(f"keep={value} is out of range: a whole number from 0 up")
+    elif name == "compression":
+        if value < 1:
+            raise LitPruneError(f"a compression of {_decimal(value)}x is out of range: at least 1x")
+    elif not 0 <= value <= 1:
+        raise LitPruneError(f"{name}={_decimal(value)} is out of range: 0 to 1")
+
+
+def _as_written(number: Number) -> Fraction:
+    # repr gives the shortest decimal that reads back as this float: what a person wrote.
+    return number if isinstance(number, Fraction) else Fraction(repr(number))
+
+
+def _fraction(text: str) -> Fraction | None:
+    try:
+        return Fraction(text) if "/" not in text else None
+    except ValueError:
+        return None
+
+
+def _plain(number: Fraction) -> Number:
+    """Return a float where it says the same decimal, else the fraction itself."""
+    short = float(number)
+    return short if _as_written(short) == number else number
+
+
+def _decimal(number: Number) -> str:
+    return f"{float(number):.12g}"
