@@ -92,7 +92,7 @@ def prune_by_rounds(
         probe = Probe(model, masks, data, loss or cross_entropy, example, generator, budget)
         with undisturbed(model, seed=generator.initial_seed()):
             scores = criterion(probe)
-        masks = Ranking(_live(scores, masks), quota).keep(budget)
+        masks = Ranking(_checked(scores, masks), quota, among=masks).keep(budget)
         yield masks
 
 
@@ -117,8 +117,8 @@ def budgets(total: int, keep: int, rounds: int) -> Iterator[int]:
     yield keep
 
 
-def _live(scores: dict[str, Tensor], masks: Masks) -> dict[str, Tensor]:
-    """Return the scores in the order of ``masks``, with -inf for what is already pruned."""
+def _checked(scores: dict[str, Tensor], masks: Masks) -> dict[str, Tensor]:
+    """Return the scores in the order of ``masks``, which they must match, and be finite."""
     if scores.keys() != masks.keys():
         odd = sorted(scores.keys() ^ masks.keys())[0]
         raise MasksMismatch(f"the criterion must score the layers of probe.masks; see {odd}")
@@ -129,4 +129,4 @@ def _live(scores: dict[str, Tensor], masks: Masks) -> dict[str, Tensor]:
         # A sum is finite only if all of it is, and costs a tenth; a large sum may overflow.
         if not bool(scores[name].sum().isfinite()) and not bool(scores[name].isfinite().all()):
             raise NonFiniteScores(f"the scores of {name} are not finite (NaN or infinite)")
-    return {n: torch.where(mask, scores[n].to(mask.device), -torch.inf) for n, mask in masks.items()}
+    return {name: scores[name].to(mask.device) for name, mask in masks.items()}
