@@ -4,7 +4,6 @@ import math
 import os
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from types import MappingProxyType
 from typing import NamedTuple
 
 import torch
@@ -70,7 +69,7 @@ class Masks(Mapping[str, Tensor]):
             if not isinstance(tensor, Tensor) or tensor.dtype != torch.bool:
                 kind = getattr(tensor, "dtype", type(tensor).__name__)
                 raise LitPruneError(f"a mask is a bool tensor, but {name} is {kind}")
-        self._tensors = MappingProxyType(dict(tensors))
+        self._tensors = dict(tensors)
 
     @classmethod
     def dense(
@@ -122,7 +121,7 @@ class Masks(Mapping[str, Tensor]):
         """Return one row a layer, in order: name, shape, total, kept, sparsity."""
         rows = zip(self.items(), self._kept_by_layer(), strict=True)
         return [
-            LayerRow(name, tuple(mask.shape), mask.numel(), kept, 1 - kept / mask.numel())
+            LayerRow(name, tuple(mask.shape), n := mask.numel(), kept, (n - kept) / n)
             for (name, mask), kept in rows
         ]
 

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from lit_prune.errors import LitPruneError
 from lit_prune.masks import Masks
 
-__all__ = ["Example", "Loss", "Probe", "cross_entropy", "default_generator", "undisturbed"]
+__all__ = ["Example", "Loss", "Probe", "cross_entropy", "default_generator", "same_random_state", "undisturbed"]
 
 Loss = Callable[[nn.Module, Any], Tensor]
 Example = Tensor | tuple[Tensor, ...] | tuple[int, ...] | None
@@ -23,6 +23,8 @@ Example = Tensor | tuple[Tensor, ...] | tuple[int, ...] | None
 
 def cross_entropy(model: nn.Module, batch: Any) -> Tensor:
     """Return the mean cross-entropy of ``model`` on ``batch = (x, y)``, moved to its device."""
+    if not isinstance(batch, list | tuple) or len(batch) != 2:
+        raise LitPruneError("the default loss takes batches of (x, y): pass loss= for any other")
     inputs, labels = batch
     device = next(model.parameters()).device
     return F.cross_entropy(model(inputs.to(device)), labels.to(device))
@@ -98,7 +100,7 @@ def undisturbed(model: nn.Module, seed: int) -> Iterator[None]:
     are seeded by ``seed`` inside. Scoring runs eagerly, so a compiled model is not compiled again.
     """
     with ExitStack() as stack:
-        stack.enter_context(_same_random_state(seed))
+        stack.enter_context(same_random_state(seed))
         stack.enter_context(_same_tensors(model))
         stack.enter_context(_same_modes(model))
         stack.enter_context(torch.enable_grad())
@@ -108,7 +110,8 @@ def undisturbed(model: nn.Module, seed: int) -> Iterator[None]:
 
 
 @contextmanager
-def _same_random_state(seed: int) -> Iterator[None]:
+def same_random_state(seed: int) -> Iterator[None]:
+    """Seed the global generators of torch, numpy and Python inside; afterwards they go on as before."""
     python, numpy = random.getstate(), np.random.get_state()
     devices = range(torch.cuda.device_count()) if torch.cuda.is_initialized() else ()
     with torch.random.fork_rng(devices):

@@ -1,0 +1,235 @@
+"""MaskManager: holds the masks through training."""
+
+from collections.abc import Callable, Iterator
+from itertools import islice
+from typing import Any
+
+import torch
+from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.strategies import DDPStrategy, SingleDeviceStrategy
+from torch import Tensor, nn
+from torch.optim import Optimizer
+from tqdm import tqdm
+
+from lit_prune.criteria import Criterion
+from lit_prune.errors import LitPruneError
+from lit_prune.masks import Masks, bits_of, zero_pruned_
+from lit_prune.probe import Example, Loss, Probe, default_generator, same_random_state
+from lit_prune.prunable import Patterns
+from lit_prune.prune import budgets, prune_by_rounds, rounds_of
+from lit_prune.quotas import Quota
+from lit_prune.schedules import Schedule
+from lit_prune.schedules.at_init import AtInit
+from lit_prune.targets import Target
+
+__all__ = ["MaskManager"]
+
+
+class MaskManager(Callback):
+    """Prunes a LightningModule when training starts, and keeps it pruned to the bit.
+
+    From the prune on, every pruned weight, its gradient and the optimizer state of its shape are
+    exactly zero after every optimizer step. Masks are named as in the module's state dict
+    (``backbone.fc1.weight``); the module and its checkpoints keep their plain keys, and the masks
+    travel in this callback's state, so that a resumed run continues with them.
+
+    Works with your own LightningModule and Trainer: its ``training_step`` is never called for
+    scoring; the loss is cross-entropy of ``forward`` on batches of ``(x, y)``, or ``loss``.
+
+    Args:
+        criterion: scores connections, higher = keep: a ``Criterion`` or a function of that form.
+        target: how far: ``100x``, ``99%``, ``2662``, or a ``Target``.
+        quota: fixes how many connections each layer keeps; None ranks all together.
+        rounds: in how many rounds to score; None takes the criterion's own number.
+        batches: how many training batches criteria may look at.
+        loss: ``loss(module, batch)`` for scoring; None is cross-entropy on ``(x, y)``.
+        example: an input or its shape; None takes one from the first batch.
+        generator: the source of all randomness; None is one seeded by ``torch.initial_seed()``.
+        include: name pattern or patterns of what may be pruned.
+        exclude: pattern or patterns of what may not.
+        schedule: when to prune and how far each time.
+        masks: a file of masks to use instead of a criterion and a target.
+
+    Attributes:
+        masks: the current masks; None before training starts.
+
+    Raises:
+        LitPruneError: neither masks nor both a criterion and a target are given.
+    """
+
+    def __init__(
+        self,
+        criterion: Criterion | Callable[[Probe], dict[str, Tensor]] | None = None,
+        target: Target | str | int | float | None = None,
+        quota: Quota | Callable[[dict[str, torch.Size], int], dict[str, int]] | None = None,
+        rounds: int | None = None,
+        batches: int = 1,
+        loss: Loss | None = None,
+        example: Example = None,
+        generator: torch.Generator | None = None,
+        include: Patterns = None,
+        exclude: Patterns = None,
+        schedule: Schedule = AtInit(),  # noqa: B008 (frozen)
+        masks: str | None = None,
+    ) -> None:
+        if masks is None and (criterion is None or target is None):
+            raise LitPruneError("pruning needs a criterion and a target, or masks=FILE")
+        if batches < 1:
+            raise LitPruneError(f"batches={batches} is out of range: at least 1")
+        self.criterion = criterion
+        self.target = None if target is None else Target.parse(target)
+        self.quota = quota
+        self.rounds = rounds
+        self.batches = batches
+        self.loss = loss
+        self.example = example
+        self.generator = generator
+        self.include, self.exclude = include, exclude
+        self.schedule = schedule
+        self.masks_file = masks
+        self.masks: Masks | None = None
+        self._first_epoch: int | None = None
+        self._epochs_asked = 0
+        self._pruned: list[tuple[nn.Parameter, Tensor]] = []
+        self._proven_at: int | None = None
+
+    # The hooks, in the order in which Lightning calls them.
+
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Refuse strategies that cut parameters into shards, before anything is trained."""
+        if stage == "fit" and not isinstance(trainer.strategy, DDPStrategy | SingleDeviceStrategy):
+            raise LitPruneError(
+                f"masks need whole parameters on every rank, which {type(trainer.strategy).__name__}"
+                " does not give; use trainer.strategy=ddp or a single device"
+            )
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Put stored or restored masks to work again."""
+        if self._first_epoch is None:
+            self._first_epoch = trainer.current_epoch
+        if self.masks is not None:
+            self._hold(self.masks, trainer, pl_module)
+
+    def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Prune where the schedule says so; log the sparsity."""
+        epoch = trainer.current_epoch - (self._first_epoch or 0)
+        if epoch >= self._epochs_asked:
+            self._epochs_asked = epoch + 1
+            self._follow_schedule(epoch, trainer, pl_module)
+        if self.masks is not None:
+            pl_module.log("sparsity/direct", self.masks.sparsity)
+
+    def on_before_optimizer_step(
+        self, trainer: Trainer, pl_module: LightningModule, optimizer: Optimizer
+    ) -> None:
+        """Zero the gradients of pruned weights: after unscaling, before clipping and the step."""
+        for weight, bits in self._pruned:
+            if weight.grad is not None:
+                zero_pruned_(weight.grad, bits)
+
+    def on_train_batch_end(self, trainer: Trainer, *args: Any) -> None:
+        """After the first step with new masks, prove that the optimizer leaves zeros zero."""
+        if self._proven_at is not None and trainer.global_step > self._proven_at:
+            self._proven_at = None
+            for optimizer in trainer.optimizers:
+                _require_zeros(optimizer, self._pruned)
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return the masks and the place in the schedule, as plain tensors and numbers."""
+        return {
+            "masks": None if self.masks is None else dict(self.masks.to("cpu")),
+            "first_epoch": self._first_epoch,
+            "epochs_asked": self._epochs_asked,
+        }
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Take over the masks and the place in the schedule of a checkpoint."""
+        self.masks = None if state_dict["masks"] is None else Masks(state_dict["masks"])
+        self._first_epoch = state_dict["first_epoch"]
+        self._epochs_asked = state_dict["epochs_asked"]
+
+    # What the hooks do.
+
+    def _follow_schedule(self, epoch: int, trainer: Trainer, pl_module: LightningModule) -> None:
+        if self.masks_file is not None:
+            if epoch == 0:
+                self._hold(Masks.load(self.masks_file), trainer, pl_module)
+            return
+        assert self.target is not None
+        masks = self.masks or Masks.dense(pl_module, self.include, self.exclude)
+        keep = self.schedule.keep_from(epoch, masks.total, self.target.count(masks.total))
+        if keep is not None:
+            masks = self._prune(masks, keep, trainer, pl_module)
+            # Every rank scores its own share of data; rank 0's masks hold for all.
+            masks = Masks(trainer.strategy.broadcast(dict(masks)))
+            self._hold(masks, trainer, pl_module)
+
+    def _prune(
+        self, masks: Masks, keep: int, trainer: Trainer, pl_module: LightningModule
+    ) -> Masks:
+        assert self.criterion is not None
+        generator = self.generator or default_generator()
+        data = self._training_batches(trainer, generator) if keep < masks.total else []
+        steps = prune_by_rounds(
+            pl_module,
+            masks,
+            self.criterion,
+            Target(keep=keep),
+            self.quota,
+            self.rounds,
+            data,
+            self.loss,
+            self.example,
+            generator,
+        )
+        number = len(list(budgets(masks.total, keep, rounds_of(self.criterion, self.rounds))))
+        for masks in _shown(steps, number, trainer):
+            pass
+        return masks
+
+    def _training_batches(self, trainer: Trainer, generator: torch.Generator) -> list[Any]:
+        with same_random_state(generator.initial_seed()):
+            batches = list(islice(trainer.train_dataloader, self.batches))
+        strategy = trainer.strategy
+        moved = [strategy.batch_to_device(batch, dataloader_idx=0) for batch in batches]
+        return [strategy.precision_plugin.convert_input(batch) for batch in moved]
+
+    def _hold(self, masks: Masks, trainer: Trainer, pl_module: LightningModule) -> None:
+        """From now on these masks hold: in the weights, their gradients and optimizer states."""
+        weights = masks.parameters(pl_module)
+        self.masks = Masks({name: masks[name].to(w.device) for name, w in weights.items()})
+        self.masks.apply(pl_module)
+        self._pruned = [
+            (weight, bits_of(self.masks[name], weight.dtype))
+            for name, weight in weights.items()
+            if not bool(self.masks[name].all())
+        ]
+        for weight, bits in self._pruned:
+            if weight.grad is not None:
+                zero_pruned_(weight.grad, bits)
+            for state in _states_of(weight, trainer.optimizers):
+                zero_pruned_(state, bits_of(bits != 0, state.dtype))
+        self._proven_at = trainer.global_step
+
+
+def _shown(steps: Iterator[Masks], number: int, trainer: Trainer) -> Iterator[Masks]:
+    bar = trainer.progress_bar_callback
+    hidden = bar is None or not getattr(bar, "is_enabled", False)
+    return iter(tqdm(steps, "scoring round", number, leave=False, disable=hidden))
+
+
+def _states_of(weight: nn.Parameter, optimizers: list[Optimizer]) -> list[Tensor]:
+    """Return the optimizer states of the weight's own shape."""
+    states = [o.state[weight] for o in optimizers if weight in o.state]
+    tensors = [value for state in states for value in state.values() if isinstance(value, Tensor)]
+    return [tensor for tensor in tensors if tensor.shape == weight.shape]
+
+
+def _require_zeros(optimizer: Optimizer, pruned: list[tuple[nn.Parameter, Tensor]]) -> None:
+    for weight, bits in pruned:
+        for tensor in (weight.detach(), *_states_of(weight, [optimizer])):
+            if bool((tensor[bits == 0] != 0).any()):
+                raise LitPruneError(
+                    f"{type(optimizer).__name__} moves pruned weights, or keeps a state for them "
+                    "that cannot be zero; use SGD, Adam, AdamW, RMSprop or Adagrad"
+                )

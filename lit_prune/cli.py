@@ -1,0 +1,268 @@
+"""One run from one command: parse, check, prune and train, test, sum up."""
+
+import logging
+import shlex
+import sys
+import time
+import warnings
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, NoReturn
+
+import torch
+import yaml
+from lightning.pytorch import Callback, LightningDataModule, LightningModule, Trainer
+from lightning.pytorch.callbacks import ModelCheckpoint
+from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
+from lightning.pytorch.loggers import TensorBoardLogger
+from lightning.pytorch.utilities.rank_zero import rank_zero_only
+
+from lit_prune import backbones, criteria, data, quotas, schedules
+from lit_prune.callbacks import MaskManager, Progress, SeededEpochs
+from lit_prune.complaint import complaint
+from lit_prune.data.images import ImagesInMemory
+from lit_prune.errors import LitPruneError, UnreadableFile
+from lit_prune.module import LitClassifier
+from lit_prune.probe import undisturbed
+from lit_prune.run import RunFolder, environment, folder_name, mask_summary
+
+__all__ = ["main"]
+
+_CLASSES = {
+    "model.backbone": backbones.__all__,
+    "data": data.__all__,
+    "pruning.criterion": criteria.__all__,
+    "pruning.quota": quotas.__all__,
+    "pruning.schedule": schedules.__all__,
+}
+
+
+def main(args: Sequence[str] | None = None) -> int:
+    """Run ``train.py`` with ``args`` (None: those of the command line); return its exit code.
+
+    A mistake of the user is one line on stderr and the code 2.
+    """
+    try:
+        _quiet()
+        _run(list(sys.argv[1:] if args is None else args))
+    except LitPruneError as error:
+        print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
+        return 2
+    return 0
+
+
+def _run(args: list[str]) -> None:
+    cli = _TrainCLI(args)
+    settings = cli.settings()
+    name = folder_name([str(path) for path in cli.config.get("config") or []], settings)
+    folder = RunFolder(Path(cli.config.run_dir or Path("runs") / name))
+    if cli.config.overwrite and rank_zero_only.rank == 0:
+        folder.remove()
+    folder.require_same(settings)
+    summary = folder.summary()
+    if summary is None:
+        model, datamodule, manager, trainer = cli.objects(folder)
+        _require_fit(model, datamodule)
+        summary = _train(model, datamodule, manager, trainer, folder, settings, args)
+    if rank_zero_only.rank == 0:
+        print(_table(summary, folder))
+
+
+def _train(
+    model: LightningModule,
+    datamodule: LightningDataModule,
+    manager: MaskManager,
+    trainer: Trainer,
+    folder: RunFolder,
+    settings: dict[str, Any],
+    args: list[str],
+) -> dict[str, Any]:
+    """Fit, test and write what the run found; only rank 0 writes."""
+    if rank_zero_only.rank != 0:
+        return _fit_and_test(model, datamodule, manager, trainer, folder)
+    with folder.held(settings):
+        found = _fit_and_test(model, datamodule, manager, trainer, folder)
+        assert manager.masks is not None
+        summary = {
+            **found,
+            **mask_summary(manager.masks),
+            "seed": settings["seed_everything"],
+            "command": shlex.join(["python", "train.py", *args]),
+            **environment(),
+        }
+        folder.finish(manager.masks, summary)
+    return folder.summary() or summary
+
+
+def _fit_and_test(
+    model: LightningModule,
+    datamodule: LightningDataModule,
+    manager: MaskManager,
+    trainer: Trainer,
+    folder: RunFolder,
+) -> dict[str, Any]:
+    start = time.monotonic()
+    checkpoint = folder.checkpoint if folder.checkpoint.exists() else None
+    if checkpoint is not None:
+        _require_whole(checkpoint)
+    trainer.fit(model, datamodule=datamodule, ckpt_path=checkpoint, weights_only=True)
+    (found,) = trainer.test(model, datamodule=datamodule, verbose=False)
+    return {
+        "test_accuracy": found.get("test/accuracy"),
+        "test_loss": found.get("test/loss"),
+        "epochs": trainer.current_epoch,
+        "seconds": round(time.monotonic() - start, 3),
+    }
+
+
+class _Parser(LightningArgumentParser):
+    """Complains in one line instead of a usage dump."""
+
+    def error(self, message: str, ex: Exception | None = None) -> NoReturn:
+        keys = {action.dest for action in self._actions}
+        raise LitPruneError(complaint(str(message), keys, _CLASSES))
+
+
+class _TrainCLI(LightningCLI):
+    """Parses and seeds; the objects are built when :meth:`objects` is called."""
+
+    def __init__(self, args: list[str]) -> None:
+        sys.argv[1:] = args
+        super().__init__(
+            LitClassifier,
+            LightningDataModule,
+            subclass_mode_data=True,
+            save_config_callback=None,
+            seed_everything_default=0,
+            parser_class=_Parser,
+            run=False,
+            auto_configure_optimizers=False,
+        )
+
+    def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
+        """Add what Lightning's command line does not know."""
+        parser.add_lightning_class_args(MaskManager, "pruning")
+        parser.add_argument(
+            "--run_dir",
+            type=str | None,
+            default=None,
+            help="The run's folder; runs/<config>-<hash of the settings> by default.",
+        )
+        parser.add_argument(
+            "--overwrite", action="store_true", help="Delete the run's folder and start anew."
+        )
+
+    def instantiate_classes(self) -> None:
+        """Wait until the folder is known to be unfinished."""
+
+    def settings(self) -> dict[str, Any]:
+        """Return the resolved config, without where it came from and where it goes to."""
+        text = self.parser.dump(self.config, skip_none=False)
+        settings = yaml.safe_load(text)
+        return {k: v for k, v in settings.items() if k not in ("config", "run_dir", "overwrite")}
+
+    def objects(
+        self, folder: RunFolder
+    ) -> tuple[LightningModule, LightningDataModule, MaskManager, Trainer]:
+        """Build the module, the data, the mask manager and the trainer."""
+        _require_length(self.config.trainer)
+        try:
+            built = self.parser.instantiate_classes(self.config)
+        except (TypeError, ValueError) as error:
+            if isinstance(error, LitPruneError):
+                raise
+            raise LitPruneError(f"the config cannot be built: {error}") from error
+        trainer = _trainer(dict(built.trainer), built.pruning, folder)
+        return built.model, built.data, built.pruning, trainer
+
+
+def _trainer(settings: dict[str, Any], manager: MaskManager, folder: RunFolder) -> Trainer:
+    """Return the trainer of the config, with our defaults where the config says nothing."""
+    chosen = {name: value for name, value in settings.items() if value is not None}
+    callbacks: list[Callback] = [SeededEpochs(), manager]
+    if chosen.setdefault("enable_progress_bar", sys.stdout.isatty()):
+        callbacks.append(Progress())
+    if chosen.get("enable_checkpointing", True):
+        callbacks.append(_last_checkpoint(folder))
+    own = chosen.pop("callbacks", [])
+    callbacks += own if isinstance(own, list) else [own]
+    if chosen.get("logger", True) is True:
+        chosen["logger"] = TensorBoardLogger(folder.path, "", "", default_hp_metric=False)
+    defaults = {"num_sanity_val_steps": 0, "enable_model_summary": False}
+    return Trainer(
+        **{**defaults, **chosen}, callbacks=callbacks, default_root_dir=folder.path
+    )
+
+
+def _last_checkpoint(folder: RunFolder) -> ModelCheckpoint:
+    """One file, written aside and renamed after every epoch."""
+    return ModelCheckpoint(
+        folder.checkpoint.parent,
+        filename="last",
+        save_top_k=1,
+        save_on_train_epoch_end=True,
+        enable_version_counter=False,
+    )
+
+
+def _require_length(trainer: Any) -> None:
+    epochs, steps = trainer.max_epochs, trainer.max_steps
+    if epochs is not None and epochs < 1:
+        raise LitPruneError(f"trainer.max_epochs={epochs} is out of range: at least 1")
+    if epochs is None and steps < 1:
+        raise LitPruneError("trainer.max_epochs is not set: how long is the training?")
+
+
+def _require_fit(model: LightningModule, datamodule: LightningDataModule) -> None:
+    """Check on one image that the backbone takes the data and gives a logit for every class."""
+    if not isinstance(datamodule, ImagesInMemory) or rank_zero_only.rank != 0:
+        return
+    datamodule.prepare_data()
+    datamodule.setup("fit")
+    example = datamodule.example()
+    name, shape = type(model.backbone).__name__, tuple(example.shape[1:])
+    with undisturbed(model, seed=0), torch.no_grad():
+        try:
+            output = model.eval()(example)
+        except (RuntimeError, ValueError, IndexError, TypeError) as error:
+            raise LitPruneError(
+                f"model.backbone={name} does not take images of shape {shape}: {error}"
+            ) from error
+    if not isinstance(output, torch.Tensor) or output.shape != (1, datamodule.num_classes):
+        given = tuple(output.shape[1:]) if isinstance(output, torch.Tensor) else type(output).__name__
+        raise LitPruneError(
+            f"model.backbone={name} gives {given} where the data has {datamodule.num_classes} "
+            "classes; set its number of classes"
+        )
+
+
+def _require_whole(checkpoint: Path) -> None:
+    try:
+        torch.load(checkpoint, map_location="cpu", weights_only=True)
+    except Exception as error:
+        raise UnreadableFile(
+            f"{checkpoint} is cut or damaged and the run cannot be continued; pass --overwrite to "
+            f"start anew ({str(error).splitlines()[0]})"
+        ) from error
+
+
+def _table(summary: dict[str, Any], folder: RunFolder) -> str:
+    accuracy = summary["test_accuracy"]
+    rows = {
+        "connections": f"{summary['total']:,}",
+        "kept": f"{summary['kept']:,}",
+        "sparsity": f"{summary['direct_sparsity']:.4%}",
+        "test accuracy": "none" if accuracy is None else f"{accuracy:.2%}",
+        "seconds": f"{summary['seconds']:.1f}",
+        "run folder": str(folder.path),
+        "look at it": f"tensorboard --logdir {shlex.quote(str(folder.path))}",
+    }
+    return "\n".join(f"{name:>14}  {value}" for name, value in rows.items())
+
+
+def _quiet() -> None:
+    """Silence what Lightning says of itself; warnings about the run are shown."""
+    for name in ("lightning.pytorch", "lightning.fabric"):
+        logging.getLogger(name).setLevel(logging.WARNING)
+    for noise in (r".*LeafSpec.*", r".*have no `val_dataloader`.*", r".*exists and is not empty.*"):
+        warnings.filterwarnings("ignore", noise)

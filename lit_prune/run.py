@@ -1,0 +1,175 @@
+"""The run folder: what a run leaves behind, and how one is found finished, half done or foreign."""
+
+import csv
+import fcntl
+import hashlib
+import io
+import json
+import math
+import os
+import platform
+import shutil
+import subprocess
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from lit_prune.errors import LitPruneError
+from lit_prune.files import write_whole
+from lit_prune.masks import LayerRow, Masks
+
+__all__ = ["RunFolder", "environment", "folder_name", "mask_summary"]
+
+
+@dataclass(frozen=True)
+class RunFolder:
+    """One run's folder: settings, checkpoint, masks, summary.
+
+    A folder with a summary is finished. One with settings but no summary was interrupted, and is
+    continued from its last checkpoint.
+    """
+
+    path: Path
+
+    @property
+    def checkpoint(self) -> Path:
+        """Where the last checkpoint lies, if there is one."""
+        return self.path / "checkpoints" / "last.ckpt"
+
+    def summary(self) -> dict[str, Any] | None:
+        """Return the summary of a finished run, else None."""
+        file = self.path / "summary.json"
+        return json.loads(file.read_text()) if file.exists() else None
+
+    def require_same(self, settings: Mapping[str, Any]) -> None:
+        """Check that the folder is new, or was made with the same settings.
+
+        Raises:
+            LitPruneError: it was not; the first key that differs is named with both values.
+        """
+        file = self.path / "config.yaml"
+        if not file.exists():
+            if self.path.exists() and any(self.path.iterdir()):
+                raise LitPruneError(f"{self.path} is not empty and holds no run; name another")
+            return
+        here, there = _flat(settings), _flat(yaml.safe_load(file.read_text()) or {})
+        for key in [*here, *there]:
+            if here.get(key) != there.get(key):
+                raise LitPruneError(
+                    f"{self.path} holds a run of another config: {key} is {there.get(key)!r} "
+                    f"there and {here.get(key)!r} here; name another run_dir or pass --overwrite"
+                )
+
+    def remove(self) -> None:
+        """Delete the folder and all that is in it; a folder that holds no run is left alone.
+
+        Raises:
+            LitPruneError: the folder holds something else than a run.
+        """
+        if self.path.exists():
+            self.require_run()
+            shutil.rmtree(self.path)
+
+    def require_run(self) -> None:
+        """Check that the folder was made by a run, so that it may be overwritten."""
+        if any(self.path.iterdir()) and not (self.path / "config.yaml").exists():
+            raise LitPruneError(f"{self.path} holds no run and is not overwritten")
+
+    @contextmanager
+    def held(self, settings: Mapping[str, Any]) -> Iterator[None]:
+        """Make the folder and hold its lock; take a new folder back if the request was mistaken.
+
+        Raises:
+            LitPruneError: another process holds the lock, or the folder cannot be written.
+        """
+        is_new = not (self.path / "config.yaml").exists()
+        try:
+            self.path.mkdir(parents=True, exist_ok=True)
+            lock = (self.path / ".lock").open("w")
+        except OSError as error:
+            raise LitPruneError(f"cannot write to {self.path}: {error.strerror}") from error
+        with lock:
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError as error:
+                raise LitPruneError(f"{self.path} is in use by another run") from error
+            write_whole(self.path / "config.yaml", yaml.safe_dump(dict(settings), sort_keys=False))
+            try:
+                yield
+            except LitPruneError:
+                if is_new:
+                    shutil.rmtree(self.path)
+                raise
+
+    def finish(self, masks: Masks, summary: Mapping[str, Any]) -> None:
+        """Write masks, layers and, last of all, the summary that marks the run as finished."""
+        masks.save(self.path / "masks.safetensors")
+        write_whole(self.path / "layers.csv", _as_csv(masks.layers()))
+        finite = {key: _finite(value) for key, value in summary.items()}
+        write_whole(self.path / "summary.json", json.dumps(finite, indent=2) + "\n")
+
+
+def folder_name(configs: list[str], settings: Mapping[str, Any]) -> str:
+    """Return ``<config stems>-<hash of the settings>``.
+
+    >>> folder_name(["configs/quickstart.yaml"], {"seed_everything": 0})
+    'quickstart-70fbabcf'
+    """
+    stems = "-".join(Path(config).stem for config in configs) or "run"
+    text = json.dumps(settings, sort_keys=True, default=str)
+    return f"{stems}-{hashlib.sha256(text.encode()).hexdigest()[:8]}"
+
+
+def mask_summary(masks: Masks) -> dict[str, Any]:
+    """Return the counts of the masks, as they stand in a summary."""
+    return {
+        "total": masks.total,
+        "kept": masks.kept,
+        "direct_sparsity": masks.sparsity,
+        "direct_compression": masks.compression,
+    }
+
+
+def environment() -> dict[str, Any]:
+    """Return the git commit of the code, if it is a checkout, and the versions that matter."""
+    names = ("lit_prune", "torch", "lightning", "torchvision", "torchmetrics", "numpy")
+    versions = {"python": platform.python_version(), **{name: version(name) for name in names}}
+    return {"git_commit": _git_commit(), "versions": versions}
+
+
+def _git_commit() -> str | None:
+    here = Path(__file__).resolve().parent
+    command = ["git", "-C", os.fspath(here), "describe", "--always", "--abbrev=40", "--dirty"]
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, timeout=10, check=False)
+    except (OSError, subprocess.TimeoutExpired):
+        return None
+    return done.stdout.strip() or None
+
+
+def _as_csv(rows: list[LayerRow]) -> str:
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(LayerRow._fields)
+    for row in rows:
+        writer.writerow(row._replace(shape="x".join(map(str, row.shape))))  # type: ignore[arg-type]
+    return text.getvalue()
+
+
+def _finite(value: Any) -> Any:
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def _flat(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    flat: dict[str, Any] = {}
+    for key, value in tree.items():
+        if isinstance(value, Mapping) and value:
+            flat |= _flat(value, f"{prefix}{key}.")
+        else:
+            flat[f"{prefix}{key}"] = value
+    return flat

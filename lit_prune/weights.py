@@ -1,0 +1,65 @@
+"""Weights from local files, read without running any code that they might hold."""
+
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from pickle import UnpicklingError
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from torch import Tensor, nn
+
+from lit_prune.errors import LitPruneError, UnreadableFile
+from lit_prune.prunable import plain_name
+
+__all__ = ["load_weights", "read_state_dict"]
+
+
+def load_weights(model: nn.Module, path: str | os.PathLike[str]) -> None:
+    """Load a state dict, a safetensors file or a Lightning checkpoint into ``model``.
+
+    In a checkpoint of a LightningModule the weights of its ``backbone`` are taken.
+
+    Raises:
+        UnreadableFile: the file is missing, cut, or holds objects other than tensors.
+        LitPruneError: the weights are of another model; what differs is named.
+    """
+    state = read_state_dict(path)
+    own = {plain_name(name): name for name in model.state_dict()}
+    if not own.keys() & state.keys():
+        state = {n.removeprefix("backbone."): t for n, t in state.items()}
+    try:
+        model.load_state_dict({own.get(name, name): tensor for name, tensor in state.items()})
+    except RuntimeError as error:
+        detail = " ".join(line.strip() for line in str(error).splitlines()[1:3])
+        raise LitPruneError(f"{path} does not fit {type(model).__name__}: {detail}") from error
+
+
+def read_state_dict(path: str | os.PathLike[str]) -> dict[str, Tensor]:
+    """Return the tensors of a state dict, safetensors file or checkpoint, under plain names.
+
+    Raises:
+        UnreadableFile: the file is missing, cut, or holds objects other than tensors.
+    """
+    if not Path(path).is_file():
+        raise UnreadableFile(f"no weights at {path}: no such file")
+    content = _read(path)
+    state = content.get("state_dict", content) if isinstance(content, Mapping) else None
+    if not isinstance(state, Mapping) or not all(isinstance(t, Tensor) for t in state.values()):
+        raise UnreadableFile(f"{path} holds no state dict of tensors")
+    return {plain_name(name): tensor for name, tensor in state.items()}
+
+
+def _read(path: str | os.PathLike[str]) -> Any:
+    try:
+        if Path(path).suffix == ".safetensors":
+            return load_file(path)
+        return torch.load(path, map_location="cpu", weights_only=True)
+    except UnpicklingError as error:
+        raise UnreadableFile(
+            f"{path} is damaged, or holds objects other than tensors, which are never loaded"
+        ) from error
+    except (RuntimeError, EOFError, SafetensorError, OSError) as error:
+        raise UnreadableFile(f"{path} is cut or damaged: {str(error).splitlines()[0]}") from error
