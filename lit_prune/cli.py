@@ -5,17 +5,22 @@ import shlex
 import sys
 import time
 import warnings
+from argparse import ArgumentError
 from collections.abc import Sequence
+from importlib import import_module
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
 import torch
 import yaml
+from jsonargparse import ArgumentParser
+from lightning.fabric.utilities.exceptions import MisconfigurationException
+from lightning.fabric.utilities.rank_zero import rank_zero_only
 from lightning.pytorch import Callback, LightningDataModule, LightningModule, Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from lightning.pytorch.loggers import TensorBoardLogger
-from lightning.pytorch.utilities.rank_zero import rank_zero_only
+from torch import nn
 
 from lit_prune import backbones, criteria, data, quotas, schedules
 from lit_prune.callbacks import MaskManager, Progress, SeededEpochs
@@ -25,15 +30,18 @@ from lit_prune.errors import LitPruneError, UnreadableFile
 from lit_prune.module import LitClassifier
 from lit_prune.probe import undisturbed
 from lit_prune.run import RunFolder, environment, folder_name, mask_summary
+from lit_prune.shelf import members
 
 __all__ = ["main"]
 
+# The short names that may stand at a key, for messages; the parser finds them by itself.
 _CLASSES = {
-    "model.backbone": backbones.__all__,
-    "data": data.__all__,
-    "pruning.criterion": criteria.__all__,
-    "pruning.quota": quotas.__all__,
-    "pruning.schedule": schedules.__all__,
+    "model.backbone": members(backbones.__name__, backbones.__path__, nn.Module),
+    "model.optimizer": {n: c for n, c in vars(torch.optim).items() if isinstance(c, type)},
+    "data": members(data.__name__, data.__path__, LightningDataModule),
+    "pruning.criterion": members(criteria.__name__, criteria.__path__, criteria.Criterion),
+    "pruning.quota": members(quotas.__name__, quotas.__path__, quotas.Quota),
+    "pruning.schedule": members(schedules.__name__, schedules.__path__, schedules.Schedule),
 }
 
 
@@ -52,11 +60,11 @@ def main(args: Sequence[str] | None = None) -> int:
 
 
 def _run(args: list[str]) -> None:
-    cli = _TrainCLI(args)
+    cli = _parsed(args)
     settings = cli.settings()
     name = folder_name([str(path) for path in cli.config.get("config") or []], settings)
     folder = RunFolder(Path(cli.config.run_dir or Path("runs") / name))
-    if cli.config.overwrite and rank_zero_only.rank == 0:
+    if cli.config.overwrite and _is_first_rank():
         folder.remove()
     folder.require_same(settings)
     summary = folder.summary()
@@ -64,7 +72,7 @@ def _run(args: list[str]) -> None:
         model, datamodule, manager, trainer = cli.objects(folder)
         _require_fit(model, datamodule)
         summary = _train(model, datamodule, manager, trainer, folder, settings, args)
-    if rank_zero_only.rank == 0:
+    if _is_first_rank():
         print(_table(summary, folder))
 
 
@@ -78,7 +86,7 @@ def _train(
     args: list[str],
 ) -> dict[str, Any]:
     """Fit, test and write what the run found; only rank 0 writes."""
-    if rank_zero_only.rank != 0:
+    if not _is_first_rank():
         return _fit_and_test(model, datamodule, manager, trainer, folder)
     with folder.held(settings):
         found = _fit_and_test(model, datamodule, manager, trainer, folder)
@@ -115,14 +123,6 @@ def _fit_and_test(
     }
 
 
-class _Parser(LightningArgumentParser):
-    """Complains in one line instead of a usage dump."""
-
-    def error(self, message: str, ex: Exception | None = None) -> NoReturn:
-        keys = {action.dest for action in self._actions}
-        raise LitPruneError(complaint(str(message), keys, _CLASSES))
-
-
 class _TrainCLI(LightningCLI):
     """Parses and seeds; the objects are built when :meth:`objects` is called."""
 
@@ -134,7 +134,7 @@ class _TrainCLI(LightningCLI):
             subclass_mode_data=True,
             save_config_callback=None,
             seed_everything_default=0,
-            parser_class=_Parser,
+            parser_kwargs={"exit_on_error": False},
             run=False,
             auto_configure_optimizers=False,
         )
@@ -168,12 +168,40 @@ class _TrainCLI(LightningCLI):
         _require_length(self.config.trainer)
         try:
             built = self.parser.instantiate_classes(self.config)
-        except (TypeError, ValueError) as error:
-            if isinstance(error, LitPruneError):
-                raise
-            raise LitPruneError(f"the config cannot be built: {error}") from error
-        trainer = _trainer(dict(built.trainer), built.pruning, folder)
+            trainer = _trainer(dict(built.trainer), built.pruning, folder)
+        except LitPruneError:
+            raise
+        except (TypeError, ValueError, MisconfigurationException) as error:
+            raise LitPruneError(_complaint(error)) from error
         return built.model, built.data, built.pruning, trainer
+
+
+def _parsed(args: list[str]) -> _TrainCLI:
+    try:
+        return _TrainCLI(args)
+    except ArgumentError as error:
+        raise LitPruneError(_complaint(error)) from error
+
+
+def _complaint(error: Exception) -> str:
+    parser = LightningArgumentParser()
+    for kind, name in ((Trainer, "trainer"), (LitClassifier, "model"), (MaskManager, "pruning")):
+        parser.add_lightning_class_args(kind, name)
+    own = ("config", "data", "run_dir", "overwrite", "seed_everything")
+    keys = {*own, *(action.dest for action in parser._actions)}
+    return complaint(str(error), keys, _CLASSES, _arguments_of)
+
+
+def _arguments_of(class_path: str) -> list[str]:
+    """Return the names of the arguments of a class or function; none if it cannot be found."""
+    module, _, name = class_path.rpartition(".")
+    try:
+        owner = getattr(import_module(module), name)
+    except (ImportError, AttributeError, ValueError):
+        return []
+    parser = ArgumentParser()
+    add = parser.add_class_arguments if isinstance(owner, type) else parser.add_function_arguments
+    return [argument.removeprefix("of.") for argument in add(owner, "of")]
 
 
 def _trainer(settings: dict[str, Any], manager: MaskManager, folder: RunFolder) -> Trainer:
@@ -189,9 +217,7 @@ def _trainer(settings: dict[str, Any], manager: MaskManager, folder: RunFolder) 
     if chosen.get("logger", True) is True:
         chosen["logger"] = TensorBoardLogger(folder.path, "", "", default_hp_metric=False)
     defaults = {"num_sanity_val_steps": 0, "enable_model_summary": False}
-    return Trainer(
-        **{**defaults, **chosen}, callbacks=callbacks, default_root_dir=folder.path
-    )
+    return Trainer(**{**defaults, **chosen}, callbacks=callbacks, default_root_dir=folder.path)
 
 
 def _last_checkpoint(folder: RunFolder) -> ModelCheckpoint:
@@ -215,7 +241,7 @@ def _require_length(trainer: Any) -> None:
 
 def _require_fit(model: LightningModule, datamodule: LightningDataModule) -> None:
     """Check on one image that the backbone takes the data and gives a logit for every class."""
-    if not isinstance(datamodule, ImagesInMemory) or rank_zero_only.rank != 0:
+    if not isinstance(datamodule, ImagesInMemory) or not _is_first_rank():
         return
     datamodule.prepare_data()
     datamodule.setup("fit")
@@ -229,7 +255,9 @@ def _require_fit(model: LightningModule, datamodule: LightningDataModule) -> Non
                 f"model.backbone={name} does not take images of shape {shape}: {error}"
             ) from error
     if not isinstance(output, torch.Tensor) or output.shape != (1, datamodule.num_classes):
-        given = tuple(output.shape[1:]) if isinstance(output, torch.Tensor) else type(output).__name__
+        given = (
+            tuple(output.shape[1:]) if isinstance(output, torch.Tensor) else type(output).__name__
+        )
         raise LitPruneError(
             f"model.backbone={name} gives {given} where the data has {datamodule.num_classes} "
             "classes; set its number of classes"
@@ -258,6 +286,10 @@ def _table(summary: dict[str, Any], folder: RunFolder) -> str:
         "look at it": f"tensorboard --logdir {shlex.quote(str(folder.path))}",
     }
     return "\n".join(f"{name:>14}  {value}" for name, value in rows.items())
+
+
+def _is_first_rank() -> bool:
+    return getattr(rank_zero_only, "rank", 0) == 0
 
 
 def _quiet() -> None:

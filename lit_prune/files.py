@@ -8,7 +8,7 @@ __all__ = ["write_whole"]
 
 
 def write_whole(path: str | os.PathLike[str], content: bytes | str) -> None:
-    """Write ``content`` to ``path`` so that a kill at any moment leaves the old file or the new one."""
+    """Write ``content`` to ``path``; a kill at any moment leaves the old file or the new one."""
     path = Path(path)
     data = content.encode() if isinstance(content, str) else content
     handle, aside = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")

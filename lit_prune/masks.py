@@ -72,9 +72,7 @@ class Masks(Mapping[str, Tensor]):
         self._tensors = dict(tensors)
 
     @classmethod
-    def dense(
-        cls, model: nn.Module, include: Patterns = None, exclude: Patterns = None
-    ) -> "Masks":
+    def dense(cls, model: nn.Module, include: Patterns = None, exclude: Patterns = None) -> "Masks":
         """Return masks that keep every prunable connection of ``model`` (see :func:`prunable`)."""
         weights = prunable(model, include, exclude)
         return cls({n: torch.ones_like(w, dtype=torch.bool) for n, w in weights.items()})
@@ -228,7 +226,9 @@ def _differences(masks: Mapping[str, Tensor], known: Mapping[str, Tensor]) -> st
         if prefixed:
             hint = f" (it has {prefixed})"
         elif shorter:
-            hint = f" (it has {shorter}: use relative_to({missing[0].removesuffix('.' + shorter)!r}))"
+            hint = (
+                f" (it has {shorter}: use relative_to({missing[0].removesuffix('.' + shorter)!r}))"
+            )
         return f"no {_some(missing)} in the other{hint}"
     reshaped = [n for n in masks if masks[n].shape != known[n].shape]
     return "; ".join(

@@ -59,7 +59,7 @@ class LitClassifier(LightningModule):
         logits = self(inputs)
         loss = F.cross_entropy(logits, labels, label_smoothing=self.label_smoothing)
         # self.log in every step costs a sixth of the speed of a small net.
-        if (self.trainer.global_step + 1) % self.trainer.log_every_n_steps == 0:
+        if (self.trainer.global_step + 1) % self.trainer.log_every_n_steps == 0:  # type: ignore[attr-defined]
             classes = logits.shape[-1]
             accuracy = multiclass_accuracy(
                 logits.detach(), labels, classes, average="micro", validate_args=False

@@ -15,7 +15,15 @@ from torch import Tensor, nn
 from lit_prune.errors import LitPruneError
 from lit_prune.masks import Masks
 
-__all__ = ["Example", "Loss", "Probe", "cross_entropy", "default_generator", "same_random_state", "undisturbed"]
+__all__ = [
+    "Example",
+    "Loss",
+    "Probe",
+    "cross_entropy",
+    "default_generator",
+    "same_random_state",
+    "undisturbed",
+]
 
 Loss = Callable[[nn.Module, Any], Tensor]
 Example = Tensor | tuple[Tensor, ...] | tuple[int, ...] | None
@@ -111,7 +119,7 @@ def undisturbed(model: nn.Module, seed: int) -> Iterator[None]:
 
 @contextmanager
 def same_random_state(seed: int) -> Iterator[None]:
-    """Seed the global generators of torch, numpy and Python inside; afterwards they go on as before."""
+    """Seed torch, numpy and Python inside; afterwards their generators go on as before."""
     python, numpy = random.getstate(), np.random.get_state()
     devices = range(torch.cuda.device_count()) if torch.cuda.is_initialized() else ()
     with torch.random.fork_rng(devices):

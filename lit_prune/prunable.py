@@ -71,7 +71,9 @@ def _weights_of(module: nn.Module) -> tuple[str, ...]:
     if isinstance(module, nn.MultiheadAttention):
         # Its output projection is a Linear of its own.
         packed = module._qkv_same_embed_dim
-        return ("in_proj_weight",) if packed else ("q_proj_weight", "k_proj_weight", "v_proj_weight")
+        return (
+            ("in_proj_weight",) if packed else ("q_proj_weight", "k_proj_weight", "v_proj_weight")
+        )
     return ()
 
 
@@ -80,8 +82,8 @@ def _plain_parameter(name: str, weight: object) -> nn.Parameter:
         raise LitPruneError(f"{name} is not initialised yet: run the lazy model on one batch first")
     if not isinstance(weight, nn.Parameter):
         raise LitPruneError(
-            f"{name} is reparametrised (torch.nn.utils.prune, weight norm or the like), so its value "
-            f"cannot be set: remove the reparametrisation or pass exclude={name!r}"
+            f"{name} is reparametrised (torch.nn.utils.prune, weight norm or the like) and cannot "
+            f"be set: remove the reparametrisation or pass exclude={name!r}"
         )
     return weight
 

@@ -1,5 +1,6 @@
 """The spine: probe, score, rank, keep; again for every round."""
 
+from collections import deque
 from collections.abc import Iterable, Iterator
 from typing import Any
 
@@ -14,7 +15,7 @@ from lit_prune.prunable import Patterns
 from lit_prune.ranking import QuotaLike, Ranking
 from lit_prune.targets import Target, TargetLike
 
-__all__ = ["budgets", "prune", "prune_by_rounds", "rounds_of"]
+__all__ = ["budgets", "last", "prune", "prune_by_rounds", "rounds_of"]
 
 
 def prune(
@@ -63,9 +64,7 @@ def prune(
     steps = prune_by_rounds(
         model, masks, criterion, target, quota, rounds, batches, loss, example, generator
     )
-    for masks in steps:
-        pass
-    return masks
+    return last(steps, masks)
 
 
 def prune_by_rounds(
@@ -94,6 +93,12 @@ def prune_by_rounds(
             scores = criterion(probe)
         masks = Ranking(_checked(scores, masks), quota, among=masks).keep(budget)
         yield masks
+
+
+def last(steps: Iterator[Masks], dense: Masks) -> Masks:
+    """Return the last of ``steps``, or ``dense`` where there is none."""
+    final = deque(steps, maxlen=1)
+    return final[0] if final else dense
 
 
 def rounds_of(criterion: CriterionLike, rounds: int | None) -> int:

@@ -15,7 +15,7 @@ def members(package: str, path: Iterable[str], base: type) -> dict[str, type]:
         module = import_module(f"{package}.{info.name}")
         for name, member in vars(module).items():
             is_own = inspect.isclass(member) and member.__module__ == module.__name__
-            if is_own and issubclass(member, base) and not inspect.isabstract(member):
-                if not name.startswith("_"):
-                    found[name] = member
+            is_public = is_own and not name.startswith("_")
+            if is_public and issubclass(member, base) and not inspect.isabstract(member):
+                found[name] = member
     return found

@@ -1,4 +1,4 @@
-"""Backbones: plain modules. A new file in this folder is a new backbone; any other comes by path."""
+"""Backbones: plain modules. A new file in this folder is a new one; any other comes by path."""
 
 from typing import TYPE_CHECKING, Any
 
@@ -8,7 +8,7 @@ from lit_prune.shelf import members
 
 globals().update(members(__name__, __path__, nn.Module))
 
-__all__ = list(members(__name__, __path__, nn.Module))  # noqa: PLE0605
+__all__ = list(members(__name__, __path__, nn.Module))
 
 if TYPE_CHECKING:
 

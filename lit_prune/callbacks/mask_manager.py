@@ -16,7 +16,7 @@ from lit_prune.errors import LitPruneError
 from lit_prune.masks import Masks, bits_of, zero_pruned_
 from lit_prune.probe import Example, Loss, Probe, default_generator, same_random_state
 from lit_prune.prunable import Patterns
-from lit_prune.prune import budgets, prune_by_rounds, rounds_of
+from lit_prune.prune import budgets, last, prune_by_rounds, rounds_of
 from lit_prune.quotas import Quota
 from lit_prune.schedules import Schedule
 from lit_prune.schedules.at_init import AtInit
@@ -99,8 +99,8 @@ class MaskManager(Callback):
         """Refuse strategies that cut parameters into shards, before anything is trained."""
         if stage == "fit" and not isinstance(trainer.strategy, DDPStrategy | SingleDeviceStrategy):
             raise LitPruneError(
-                f"masks need whole parameters on every rank, which {type(trainer.strategy).__name__}"
-                " does not give; use trainer.strategy=ddp or a single device"
+                f"masks need whole parameters on every rank; {type(trainer.strategy).__name__} "
+                "does not give them; use trainer.strategy=ddp or a single device"
             )
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -183,13 +183,11 @@ class MaskManager(Callback):
             generator,
         )
         number = len(list(budgets(masks.total, keep, rounds_of(self.criterion, self.rounds))))
-        for masks in _shown(steps, number, trainer):
-            pass
-        return masks
+        return last(_shown(steps, number, trainer), masks)
 
     def _training_batches(self, trainer: Trainer, generator: torch.Generator) -> list[Any]:
         with same_random_state(generator.initial_seed()):
-            batches = list(islice(trainer.train_dataloader, self.batches))
+            batches = list(islice(trainer.train_dataloader or (), self.batches))
         strategy = trainer.strategy
         moved = [strategy.batch_to_device(batch, dataloader_idx=0) for batch in batches]
         return [strategy.precision_plugin.convert_input(batch) for batch in moved]

@@ -31,4 +31,4 @@ class Progress(TQDMProgressBar):
         """Return the metrics shown, without the version of a logger that has none."""
         shown = super().get_metrics(trainer, pl_module)
         shown.pop("v_num", None)
-        return shown  # type: ignore[return-value]
+        return shown

@@ -1,4 +1,4 @@
-"""Criteria: one paper, one file. A new file in this folder is a new criterion; no list to extend."""
+"""Criteria: one paper, one file. A new file in this folder is a new criterion."""
 
 from typing import TYPE_CHECKING, Any
 
@@ -7,7 +7,7 @@ from lit_prune.shelf import members
 
 globals().update(members(__name__, __path__, Criterion))
 
-__all__ = ["Criterion", "CriterionLike", *members(__name__, __path__, Criterion)]  # noqa: PLE0604
+__all__ = ["Criterion", "CriterionLike", *members(__name__, __path__, Criterion)]
 
 if TYPE_CHECKING:
 

@@ -8,7 +8,7 @@ from lit_prune.shelf import members
 
 globals().update(members(__name__, __path__, LightningDataModule))
 
-__all__ = list(members(__name__, __path__, LightningDataModule))  # noqa: PLE0605
+__all__ = list(members(__name__, __path__, LightningDataModule))
 
 if TYPE_CHECKING:
 

@@ -1,6 +1,7 @@
 """Order: which samples make which batch, derived from (seed, epoch, rank)."""
 
 from collections.abc import Iterator
+from itertools import pairwise
 
 import torch
 from torch import Tensor
@@ -58,7 +59,7 @@ class Order:
     def __iter__(self) -> Iterator[Tensor]:
         samples = self._everything()[self._rank :: self._ranks]
         bounds = self._bounds()
-        for start, end in zip(bounds[:-1], bounds[1:], strict=True):
+        for start, end in pairwise(bounds):
             yield samples[start:end]
 
     def _everything(self) -> Tensor:

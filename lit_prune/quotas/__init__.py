@@ -7,7 +7,7 @@ from lit_prune.shelf import members
 
 globals().update(members(__name__, __path__, Quota))
 
-__all__ = ["Quota", *members(__name__, __path__, Quota)]  # noqa: PLE0604
+__all__ = ["Quota", *members(__name__, __path__, Quota)]
 
 if TYPE_CHECKING:
 

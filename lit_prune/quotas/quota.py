@@ -73,7 +73,7 @@ def apportion(
 
 
 def _bracket(counts: Callable[[float], NDArray[np.float64]], keep: int) -> tuple[float, float]:
-    """Return neighbouring levels, the lower of which keeps at most ``keep`` and the upper at least."""
+    """Return neighbouring levels of which one keeps at most ``keep``, the other at least."""
     below, above = 0.0, 1.0
     while counts(above).sum() < keep:
         below, above = above, 2 * above

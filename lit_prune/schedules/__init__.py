@@ -7,7 +7,7 @@ from lit_prune.shelf import members
 
 globals().update(members(__name__, __path__, Schedule))
 
-__all__ = ["Schedule", *members(__name__, __path__, Schedule)]  # noqa: PLE0604
+__all__ = ["Schedule", *members(__name__, __path__, Schedule)]
 
 if TYPE_CHECKING:
 
