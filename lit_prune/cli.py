@@ -32,7 +32,7 @@ from lit_prune.probe import undisturbed
 from lit_prune.run import RunFolder, environment, folder_name, mask_summary
 from lit_prune.shelf import members
 
-__all__ = ["main"]
+__all__ = ["main", "make_trainer", "quiet"]
 
 # The short names that may stand at a key, for messages; the parser finds them by itself.
 _CLASSES = {
@@ -51,7 +51,7 @@ def main(args: Sequence[str] | None = None) -> int:
     A mistake of the user is one line on stderr and the code 2.
     """
     try:
-        _quiet()
+        quiet()
         _run(list(sys.argv[1:] if args is None else args))
     except LitPruneError as error:
         print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
@@ -168,7 +168,7 @@ class _TrainCLI(LightningCLI):
         _require_length(self.config.trainer)
         try:
             built = self.parser.instantiate_classes(self.config)
-            trainer = _trainer(dict(built.trainer), built.pruning, folder)
+            trainer = make_trainer(dict(built.trainer), built.pruning, folder)
         except LitPruneError:
             raise
         except (TypeError, ValueError, MisconfigurationException) as error:
@@ -204,7 +204,7 @@ def _arguments_of(class_path: str) -> list[str]:
     return [argument.removeprefix("of.") for argument in add(owner, "of")]
 
 
-def _trainer(settings: dict[str, Any], manager: MaskManager, folder: RunFolder) -> Trainer:
+def make_trainer(settings: dict[str, Any], manager: MaskManager, folder: RunFolder) -> Trainer:
     """Return the trainer of the config, with our defaults where the config says nothing."""
     chosen = {name: value for name, value in settings.items() if value is not None}
     callbacks: list[Callback] = [SeededEpochs(), manager]
@@ -292,7 +292,7 @@ def _is_first_rank() -> bool:
     return getattr(rank_zero_only, "rank", 0) == 0
 
 
-def _quiet() -> None:
+def quiet() -> None:
     """Silence what Lightning says of itself; warnings about the run are shown."""
     for name in ("lightning.pytorch", "lightning.fabric"):
         logging.getLogger(name).setLevel(logging.WARNING)

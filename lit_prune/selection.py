@@ -79,7 +79,9 @@ def _bracket(parts: list[Tensor], k: int, among: list[Tensor] | None) -> tuple[T
     total = sum(part.numel() for part in parts) if among is None else _count(among)
     ordered = _sample(parts, among).sort(descending=True).values
     size = ordered.numel()
-    place, margin = size * k / total, 3 * size**0.5 + 1
+    share = k / total
+    # Four standard deviations of the sampled place, which is binomial.
+    place, margin = size * share, 4 * (size * share * (1 - share)) ** 0.5 + 2
     high = ordered[min(max(int(place - margin), 0), size - 1)]
     low = ordered[min(int(place + margin), size - 1)]
     # The ends of a sample bound nothing, unless all of its end is one value.

@@ -1,0 +1,53 @@
+# `make help` lists the targets. VENV=path uses an existing environment as it is.
+VENV ?= .venv
+PYTHON ?= python3
+BIN := $(VENV)/bin
+.DEFAULT_GOAL := help
+
+# Our own environment gets the exact tested versions; a given one only what it lacks.
+PINS := $(if $(filter file default,$(origin VENV)),-c constraints.txt)
+INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check $(PINS) --editable
+
+.PHONY: help quickstart test test-all lint format bench clean
+
+help: ## list the targets
+	@grep -hE '^[a-z-]+:.*## ' Makefile | sed -E 's/^([a-z-]+):.*## /\1\t/' | expand -t 12
+
+quickstart: $(VENV)/.lit_prune ## install, then prune and train one network
+	$(BIN)/python train.py --config configs/quickstart.yaml
+
+test: $(VENV)/.lit_prune-test ## run all tests but the slow ones
+	$(BIN)/python -m pytest
+
+test-all: $(VENV)/.lit_prune-test ## run all tests
+	$(BIN)/python -m pytest -m ""
+
+lint: $(VENV)/.lit_prune-test ## check style and types
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+format: $(VENV)/.lit_prune-test ## put the code into shape
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+bench: $(VENV)/.lit_prune-test ## measure speed, as ratios in one process
+	$(BIN)/python -m benchmarks.training
+	$(BIN)/python -m benchmarks.mask_manager
+	$(BIN)/python -m benchmarks.synflow
+
+clean: ## remove caches; runs and environments stay
+	rm -rf .pytest_cache .mypy_cache .ruff_cache .hypothesis build dist *.egg-info
+
+$(BIN)/python:
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+		{ echo "lit_prune needs Python >= 3.11; name one by PYTHON=" >&2; exit 2; }
+	$(PYTHON) -m venv $(VENV)
+
+$(VENV)/.lit_prune: setup.cfg pyproject.toml constraints.txt | $(BIN)/python
+	$(INSTALL) .
+	@touch $@
+
+$(VENV)/.lit_prune-test: setup.cfg pyproject.toml constraints.txt | $(BIN)/python
+	$(INSTALL) '.[test]'
+	@touch $@ $(VENV)/.lit_prune
