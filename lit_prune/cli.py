@@ -296,5 +296,10 @@ def quiet() -> None:
     """Silence what Lightning says of itself; warnings about the run are shown."""
     for name in ("lightning.pytorch", "lightning.fabric"):
         logging.getLogger(name).setLevel(logging.WARNING)
-    for noise in (r".*LeafSpec.*", r".*have no `val_dataloader`.*", r".*exists and is not empty.*"):
+    for noise in (
+        r".*Total length of `list` across ranks is zero.*",
+        r".*LeafSpec.*",
+        r".*have no `val_dataloader`.*",
+        r".*exists and is not empty.*",
+    ):
         warnings.filterwarnings("ignore", noise)

@@ -98,7 +98,8 @@ class LitClassifier(LightningModule):
         self.accuracy.update(logits, labels)
 
     def _log_collected(self, stage: str) -> None:
-        self.log(f"{stage}/loss", self.loss.compute())
-        self.log(f"{stage}/accuracy", self.accuracy.compute(), prog_bar=True)
+        # Computed over all ranks already, so that sync_dist averages equal values.
+        self.log(f"{stage}/loss", self.loss.compute(), sync_dist=True)
+        self.log(f"{stage}/accuracy", self.accuracy.compute(), prog_bar=True, sync_dist=True)
         self.loss.reset()
         self.accuracy.reset()

@@ -12,7 +12,8 @@ class LeNet300100(nn.Module):
 
     Args:
         num_classes: the number of outputs.
-        batch_norm: normalise the two hidden layers before their ReLU.
+        batch_norm: normalise after every layer, the logits included, as in the code of arXiv
+            2107.02306; hidden layers before their ReLU.
         in_features: the number of input values, 28 * 28 by default; images are flattened.
     """
 
@@ -25,12 +26,14 @@ class LeNet300100(nn.Module):
         self.fc2 = nn.Linear(300, 100)
         self.bn2 = nn.BatchNorm1d(100) if batch_norm else nn.Identity()
         self.fc3 = nn.Linear(100, num_classes)
+        self.bn3 = nn.BatchNorm1d(num_classes) if batch_norm else nn.Identity()
+        self.apply(_initialise)
 
     def forward(self, x: Tensor) -> Tensor:
         """Return logits (N, num_classes) of images (N, ...) with ``in_features`` values each."""
         x = F.relu(self.bn1(self.fc1(x.flatten(1))))
         x = F.relu(self.bn2(self.fc2(x)))
-        return self.fc3(x)
+        return self.bn3(self.fc3(x))
 
 
 class LeNet5(nn.Module):
@@ -52,6 +55,7 @@ class LeNet5(nn.Module):
         self.fc1 = nn.Linear(16 * 5 * 5, 120)
         self.fc2 = nn.Linear(120, 84)
         self.fc3 = nn.Linear(84, num_classes)
+        self.apply(_initialise)
 
     def forward(self, x: Tensor) -> Tensor:
         """Return logits (N, num_classes) of images (N, in_channels, H, W), H and W at most 32."""
@@ -59,6 +63,13 @@ class LeNet5(nn.Module):
         x = F.avg_pool2d(F.relu(self.conv2(x)), 2)
         x = F.relu(self.fc1(x.flatten(1)))
         return self.fc3(F.relu(self.fc2(x)))
+
+
+def _initialise(module: nn.Module) -> None:
+    """Draw weights for ReLU networks (He et al. 2015, arXiv 1502.01852); biases start at zero."""
+    if isinstance(module, nn.Linear | nn.Conv2d):
+        nn.init.kaiming_normal_(module.weight)
+        nn.init.zeros_(module.bias)  # type: ignore[arg-type]
 
 
 def _padded(x: Tensor, size: int) -> Tensor:

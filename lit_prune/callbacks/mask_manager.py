@@ -117,7 +117,7 @@ class MaskManager(Callback):
             self._epochs_asked = epoch + 1
             self._follow_schedule(epoch, trainer, pl_module)
         if self.masks is not None:
-            pl_module.log("sparsity/direct", self.masks.sparsity)
+            pl_module.log("sparsity/direct", self.masks.sparsity, sync_dist=True)
 
     def on_before_optimizer_step(
         self, trainer: Trainer, pl_module: LightningModule, optimizer: Optimizer

@@ -55,7 +55,8 @@ class ImagesInMemory(LightningDataModule, ABC):
         self.channels = channels
         self.augmentation = Augmentation(flip, crop, rotate)
         self._splits: dict[str, Images] = {}
-        self._seed = 0
+        self._seed: int | None = None
+        self._agreed = False
 
     @abstractmethod
     def read(self, train: bool) -> Images:
@@ -63,19 +64,20 @@ class ImagesInMemory(LightningDataModule, ABC):
 
     def setup(self, stage: str) -> None:
         """Read the images, once, and split validation off."""
+        self._agree_on_seed()
         if self._splits:
             return
-        self._seed = self._broadcast(torch.initial_seed() % 2**31)
         self._splits = {"test": self.read(train=False)}
         everything = self.read(train=True)
         self._mean, self._std = _mean_and_std(everything.images)
-        generator = torch.Generator().manual_seed(self._seed)
-        order = torch.randperm(len(everything), generator=generator)
-        held_out = round(self.val_fraction * len(everything))
-        if held_out:
-            self._splits["val"] = everything[order[:held_out]]
-            everything = everything[order[held_out:].sort().values]
-        self._splits["train"] = everything
+        if self.channels is not None and everything.images.shape[1] not in (1, self.channels):
+            raise LitPruneError(
+                f"data.channels={self.channels}, but the images have {everything.images.shape[1]}"
+            )
+        kept, held_out = self._split(len(everything))
+        self._splits["train"] = everything[kept] if len(held_out) else everything
+        if len(held_out):
+            self._splits["val"] = everything[held_out]
 
     def example(self) -> Tensor:
         """Return one normalised training image as a batch (1, C, H, W), after ``setup``."""
@@ -87,7 +89,7 @@ class ImagesInMemory(LightningDataModule, ABC):
 
     def val_dataloader(self) -> Batches | list[Any]:
         """Return this rank's share of the validation images; an empty list if there are none."""
-        return self._batches("val") if "val" in self._splits else []
+        return self._batches("val") if self._has("val") else []
 
     def test_dataloader(self) -> Batches:
         """Return this rank's share of the test images."""
@@ -101,19 +103,36 @@ class ImagesInMemory(LightningDataModule, ABC):
             self._splits[split] = self._splits[split].to(trainer.strategy.root_device)
         rank, ranks = (trainer.global_rank, trainer.world_size) if trainer else (0, 1)
         data = self._splits[split]
-        order = Order(len(data), self.batch_size, shuffle, self._seed, rank, ranks)
+        order = Order(len(data), self.batch_size, shuffle, self._seed or 0, rank, ranks)
         return Batches(
             data, order, self._normalise, None if augmentation == Augmentation() else augmentation
         )
+
+    def _has(self, split: str) -> bool:
+        return split in self._splits
+
+    def _split(self, total: int) -> tuple[Tensor, Tensor]:
+        """Return the indices of the samples that are trained on, and of those held out."""
+        generator = torch.Generator().manual_seed(self._seed or 0)
+        order = torch.randperm(total, generator=generator)
+        held_out = round(self.val_fraction * total)
+        return order[held_out:].sort().values, order[:held_out].sort().values
 
     def _normalise(self, images: Tensor) -> Tensor:
         mean, std = self._mean.to(images.device), self._std.to(images.device)
         scaled = images.float().sub_(mean).div_(std)
         return scaled.expand(-1, self.channels or -1, -1, -1)
 
-    def _broadcast(self, seed: int) -> int:
+    def _agree_on_seed(self) -> None:
+        """Take the seed of the run, once; with several processes, all take that of rank 0."""
         trainer = self.trainer
-        return seed if trainer is None else int(trainer.strategy.broadcast(seed))
+        if self._seed is None:
+            self._seed = torch.initial_seed() % 2**31
+        if trainer is not None and trainer.world_size > 1 and not self._agreed:
+            own, self._seed = self._seed, int(trainer.strategy.broadcast(self._seed))
+            self._agreed = True
+            if own != self._seed:
+                self._splits.clear()
 
 
 def _require(holds: bool, message: str) -> None:
