@@ -13,7 +13,8 @@ from torch import Tensor, nn
 
 from lit_prune.errors import LitPruneError, MasksMismatch, UnreadableFile
 from lit_prune.files import write_whole
-from lit_prune.prunable import Patterns, plain_name, prunable
+from lit_prune.names import plain_name
+from lit_prune.prunable import Patterns, prunable
 
 __all__ = ["LayerRow", "Masks", "bits_of", "zero_pruned_"]
 

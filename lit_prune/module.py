@@ -11,6 +11,7 @@ from torchmetrics import MeanMetric
 from torchmetrics.classification import MulticlassAccuracy
 from torchmetrics.functional.classification import multiclass_accuracy
 
+from lit_prune.names import plain_name
 from lit_prune.weights import load_weights
 
 __all__ = ["LitClassifier"]
@@ -90,6 +91,17 @@ class LitClassifier(LightningModule):
         if self._make_scheduler is None:
             return optimizer
         return {"optimizer": optimizer, "lr_scheduler": self._make_scheduler(optimizer)}
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Save under plain keys, which fit whether the backbone is compiled or not."""
+        state = checkpoint["state_dict"]
+        checkpoint["state_dict"] = {plain_name(name): tensor for name, tensor in state.items()}
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Take plain keys for the keys of this module."""
+        own = {plain_name(name): name for name in self.state_dict()}
+        state = checkpoint["state_dict"]
+        checkpoint["state_dict"] = {own.get(name, name): tensor for name, tensor in state.items()}
 
     def _collect(self, batch: tuple[Tensor, Tensor]) -> None:
         inputs, labels = batch

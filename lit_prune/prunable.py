@@ -8,8 +8,9 @@ from torch.nn.modules.conv import _ConvNd
 from torch.nn.parameter import UninitializedParameter
 
 from lit_prune.errors import LitPruneError, did_you_mean
+from lit_prune.names import plain_name
 
-__all__ = ["Patterns", "plain_name", "prunable"]
+__all__ = ["Patterns", "prunable"]
 
 Patterns = str | Sequence[str] | None
 
@@ -42,15 +43,6 @@ def prunable(
     left_out = _matching(candidates, exclude, "exclude") if exclude is not None else set()
     chosen = {n: p for n, p in candidates.items() if n in kept_in and n not in left_out}
     return {name: _plain_parameter(name, weight) for name, weight in chosen.items()}
-
-
-def plain_name(name: str) -> str:
-    """Return ``name`` without the ``_orig_mod.`` that ``torch.compile`` wraps around modules.
-
-    >>> plain_name("backbone._orig_mod.fc1.weight")
-    'backbone.fc1.weight'
-    """
-    return name.replace("_orig_mod.", "")
 
 
 def _candidates(model: nn.Module) -> Iterator[tuple[str, object]]:

@@ -56,6 +56,7 @@ def prune(
         NonFiniteScores: a score is NaN or infinite; the layer is named.
         LitPruneError: what is asked for cannot be met.
 
+    >>> from lit_prune.criteria import Magnitude
     >>> model = nn.Linear(10, 10)
     >>> prune(model, Magnitude(), "4x").kept
     25

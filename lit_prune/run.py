@@ -118,7 +118,7 @@ def folder_name(configs: list[str], settings: Mapping[str, Any]) -> str:
     """Return ``<config stems>-<hash of the settings>``.
 
     >>> folder_name(["configs/quickstart.yaml"], {"seed_everything": 0})
-    'quickstart-70fbabcf'
+    'quickstart-aa34d06b'
     """
     stems = "-".join(Path(config).stem for config in configs) or "run"
     text = json.dumps(settings, sort_keys=True, default=str)

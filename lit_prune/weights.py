@@ -12,7 +12,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from lit_prune.errors import LitPruneError, UnreadableFile
-from lit_prune.prunable import plain_name
+from lit_prune.names import plain_name
 
 __all__ = ["load_weights", "read_state_dict"]
 

@@ -14,7 +14,7 @@ from tqdm import tqdm
 from lit_prune.criteria import Criterion
 from lit_prune.errors import LitPruneError
 from lit_prune.masks import Masks, bits_of, zero_pruned_
-from lit_prune.probe import Example, Loss, Probe, default_generator, same_random_state
+from lit_prune.probe import Example, Loss, Probe, same_random_state
 from lit_prune.prunable import Patterns
 from lit_prune.prune import budgets, last, prune_by_rounds, rounds_of
 from lit_prune.quotas import Quota
@@ -88,6 +88,7 @@ class MaskManager(Callback):
         self.schedule = schedule
         self.masks_file = masks
         self.masks: Masks | None = None
+        self._seed: int | None = None
         self._first_epoch: int | None = None
         self._epochs_asked = 0
         self._pruned: list[tuple[nn.Parameter, Tensor]] = []
@@ -96,7 +97,9 @@ class MaskManager(Callback):
     # The hooks, in the order in which Lightning calls them.
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Refuse strategies that cut parameters into shards, before anything is trained."""
+        """Note the seed of the run; refuse strategies that cut parameters into shards."""
+        if self._seed is None:
+            self._seed = torch.initial_seed()
         if stage == "fit" and not isinstance(trainer.strategy, DDPStrategy | SingleDeviceStrategy):
             raise LitPruneError(
                 f"masks need whole parameters on every rank; {type(trainer.strategy).__name__} "
@@ -168,7 +171,7 @@ class MaskManager(Callback):
         self, masks: Masks, keep: int, trainer: Trainer, pl_module: LightningModule
     ) -> Masks:
         assert self.criterion is not None
-        generator = self.generator or default_generator()
+        generator = self.generator or torch.Generator().manual_seed(self._seed or 0)
         data = self._training_batches(trainer, generator) if keep < masks.total else []
         steps = prune_by_rounds(
             pl_module,

@@ -29,10 +29,19 @@ class TorchvisionImages(ImagesInMemory):
         """Return torchvision's data set."""
 
     def prepare_data(self) -> None:
-        """Download the files if asked to; only one process of a machine does."""
-        if self.download:
+        """Download the files if asked to; only one process of a machine does.
+
+        Raises:
+            LitPruneError: the files cannot be fetched or written.
+        """
+        if not self.download:
+            return
+        try:
             self.open(train=True, download=True)
             self.open(train=False, download=True)
+        except (RuntimeError, OSError) as error:
+            name = type(self).__name__
+            raise LitPruneError(f"cannot download {name} to {self.root!r}: {error}") from error
 
     def read(self, train: bool) -> Images:
         """Return the images.
