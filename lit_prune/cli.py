@@ -26,7 +26,7 @@ from lit_prune import backbones, criteria, data, quotas, schedules
 from lit_prune.callbacks import MaskManager, Progress, SeededEpochs
 from lit_prune.complaint import complaint
 from lit_prune.data.images import ImagesInMemory
-from lit_prune.errors import LitPruneError, UnreadableFile
+from lit_prune.errors import LitPruneError, UnreadableFile, first_line
 from lit_prune.module import LitClassifier
 from lit_prune.probe import undisturbed
 from lit_prune.run import RunFolder, environment, folder_name, mask_summary
@@ -252,7 +252,7 @@ def _require_fit(model: LightningModule, datamodule: LightningDataModule) -> Non
             output = model.eval()(example)
         except (RuntimeError, ValueError, IndexError, TypeError) as error:
             raise LitPruneError(
-                f"model.backbone={name} does not take images of shape {shape}: {error}"
+                f"model.backbone={name} does not take images of shape {shape}: {first_line(error)}"
             ) from error
     if not isinstance(output, torch.Tensor) or output.shape != (1, datamodule.num_classes):
         given = (
@@ -270,7 +270,7 @@ def _require_whole(checkpoint: Path) -> None:
     except Exception as error:
         raise UnreadableFile(
             f"{checkpoint} is cut or damaged and the run cannot be continued; pass --overwrite to "
-            f"start anew ({str(error).splitlines()[0]})"
+            f"start anew ({first_line(error)})"
         ) from error
 
 

@@ -10,6 +10,7 @@ __all__ = [
     "QuotaOutOfRange",
     "UnreadableFile",
     "did_you_mean",
+    "first_line",
 ]
 
 
@@ -41,3 +42,12 @@ def did_you_mean(name: str, known: Iterable[str]) -> str:
     """
     nearest = get_close_matches(name, list(known), n=1)
     return f"; did you mean {nearest[0]!r}?" if nearest else ""
+
+
+def first_line(error: Exception) -> str:
+    """Return the first line of what an error says, or its kind if it says nothing.
+
+    >>> first_line(EOFError())
+    'EOFError'
+    """
+    return next(iter(str(error).splitlines()), type(error).__name__)

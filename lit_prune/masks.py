@@ -1,5 +1,6 @@
 """Masks: which connections are kept, and the algebra of that."""
 
+import json
 import math
 import os
 from collections.abc import Iterator, Mapping
@@ -120,7 +121,7 @@ class Masks(Mapping[str, Tensor]):
         """Return one row a layer, in order: name, shape, total, kept, sparsity."""
         rows = zip(self.items(), self._kept_by_layer(), strict=True)
         return [
-            LayerRow(name, tuple(mask.shape), n := mask.numel(), kept, (n - kept) / n)
+            LayerRow(name, tuple(mask.shape), n := mask.numel(), kept, (n - kept) / max(n, 1))
             for (name, mask), kept in rows
         ]
 
@@ -169,7 +170,8 @@ class Masks(Mapping[str, Tensor]):
         Raises:
             MasksMismatch: a name is missing in the model or has another shape there.
         """
-        known = {plain_name(name): weight for name, weight in model.named_parameters()}
+        everything = model.named_parameters(remove_duplicate=False)
+        known = {plain_name(name): weight for name, weight in everything}
         problems = _differences(self, known)
         if problems:
             raise MasksMismatch(f"these masks are of another model: {problems}")
@@ -186,8 +188,12 @@ class Masks(Mapping[str, Tensor]):
             zero_pruned_(weight, bits_of(self[name].to(weight.device), weight.dtype))
 
     def save(self, path: str | os.PathLike[str]) -> None:
-        """Write the masks to ``path`` as safetensors; the file appears whole or not at all."""
-        write_whole(path, save({n: mask.cpu().clone() for n, mask in self.items()}))
+        """Write the masks to ``path`` as safetensors; the file appears whole or not at all.
+
+        The metadata keep the order of the layers, which safetensors sorts by name.
+        """
+        tensors = {n: mask.clone(memory_format=torch.contiguous_format) for n, mask in self.items()}
+        write_whole(path, save(tensors, metadata={"order": json.dumps(list(self))}))
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> "Masks":
@@ -200,7 +206,8 @@ class Masks(Mapping[str, Tensor]):
             raise UnreadableFile(f"no masks at {path}: no such file")
         try:
             with safe_open(path, framework="pt") as file:
-                tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+                order = json.loads((file.metadata() or {}).get("order", "[]")) or file.keys()
+                tensors = {name: file.get_tensor(name) for name in order}
         except SafetensorError as error:
             raise UnreadableFile(
                 f"{path} is cut, damaged or no safetensors file: {error}"

@@ -112,7 +112,7 @@ def undisturbed(model: nn.Module, seed: int) -> Iterator[None]:
         stack.enter_context(_same_tensors(model))
         stack.enter_context(_same_modes(model))
         stack.enter_context(torch.enable_grad())
-        if any(hasattr(module, "_orig_mod") for module in model.modules()):
+        if any(hasattr(m, "_orig_mod") or m._compiled_call_impl for m in model.modules()):
             stack.enter_context(torch.compiler.set_stance("force_eager"))
         yield
 
@@ -123,7 +123,8 @@ def same_random_state(seed: int) -> Iterator[None]:
     python, numpy = random.getstate(), np.random.get_state()
     devices = range(torch.cuda.device_count()) if torch.cuda.is_initialized() else ()
     with torch.random.fork_rng(devices):
-        torch.manual_seed(seed)
+        # torch.manual_seed would queue a seed for devices that are not in use yet.
+        (torch.manual_seed if devices else torch.default_generator.manual_seed)(seed)
         random.seed(seed)
         np.random.seed(seed % 2**32)
         try:
@@ -138,15 +139,19 @@ def _same_tensors(model: nn.Module) -> Iterator[None]:
     """Work on copies: the tensors' own storage is set aside, and put back at the end."""
     tensors = list(chain(model.parameters(), model.buffers()))
     aside = [(tensor, tensor.data, tensor.grad, tensor.requires_grad) for tensor in tensors]
-    registered = [(module, dict(module._buffers)) for module in model.modules()]
+    homes: list[Any] = [
+        home for module in model.modules() for home in (module._parameters, module._buffers)
+    ]
+    registered = [(home, dict(home)) for home in homes]
     try:
         for tensor in tensors:
             tensor.data = tensor.data.clone()
             tensor.grad = None
         yield
     finally:
-        for module, buffers in registered:
-            module._buffers.update(buffers)
+        for home, content in registered:
+            home.clear()
+            home.update(content)
         for tensor, data, grad, requires_grad in aside:
             tensor.grad = None
             tensor.data = data

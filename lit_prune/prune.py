@@ -87,12 +87,15 @@ def prune_by_rounds(
     """
     keep = Target.parse(target).count(masks.total)
     generator = generator or default_generator()
-    data = list(batches) if isinstance(batches, Iterator) else batches or ()
+    data = () if batches is None else batches
+    if isinstance(data, Iterator):
+        data = list(data)
     for budget in budgets(masks.total, keep, rounds_of(criterion, rounds)):
         probe = Probe(model, masks, data, loss or cross_entropy, example, generator, budget)
         with undisturbed(model, seed=generator.initial_seed()):
-            scores = criterion(probe)
-        masks = Ranking(_checked(scores, masks), quota, among=masks).keep(budget)
+            # Ranked in here, since the scores may be the lent weights themselves.
+            scores = _checked(criterion(probe), masks)
+            masks = Ranking(scores, quota, among=masks).keep(budget)
         yield masks
 
 
@@ -105,9 +108,9 @@ def last(steps: Iterator[Masks], dense: Masks) -> Masks:
 def rounds_of(criterion: CriterionLike, rounds: int | None) -> int:
     """Return the number of rounds asked for, or the criterion's own."""
     chosen = getattr(criterion, "rounds", 1) if rounds is None else rounds
-    if chosen < 1:
-        raise LitPruneError(f"rounds={chosen} is out of range: at least 1")
-    return int(chosen)
+    if not isinstance(chosen, int) or chosen < 1:
+        raise LitPruneError(f"rounds={chosen} is out of range: a whole number from 1 up")
+    return chosen
 
 
 def budgets(total: int, keep: int, rounds: int) -> Iterator[int]:

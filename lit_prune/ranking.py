@@ -5,7 +5,7 @@ from collections.abc import Callable, Mapping
 import torch
 from torch import Tensor
 
-from lit_prune.errors import LitPruneError, NonFiniteScores
+from lit_prune.errors import LitPruneError, MasksMismatch, NonFiniteScores
 from lit_prune.masks import Masks
 from lit_prune.selection import largest
 
@@ -47,6 +47,9 @@ class Ranking:
                 raise NonFiniteScores(f"the scores of {name} hold NaN")
         self._scores = {name: _comparable(score) for name, score in scores.items()}
         self._quota = quota
+        if among is not None and among.keys() != self._scores.keys():
+            odd = sorted(among.keys() ^ self._scores.keys())[0]
+            raise MasksMismatch(f"scores and masks are of different models: see {odd}")
         self._among = among
         sizes = (score.numel() for score in scores.values())
         self.total: int = sum(sizes) if among is None else among.kept
@@ -63,11 +66,17 @@ class Ranking:
         if self._quota is None:
             return Masks(self._first(list(self._scores), k))
         shapes = {name: score.shape for name, score in self._scores.items()}
-        counts = _checked(self._quota(shapes, k), shapes, k)
+        counts = _checked(self._quota(shapes, k), self._sizes(), k)
         kept: dict[str, Tensor] = {}
         for name in self._scores:
             kept |= self._first([name], counts[name])
         return Masks(kept)
+
+    def _sizes(self) -> dict[str, int]:
+        """Return how many connections of each layer are ranked."""
+        if self._among is not None:
+            return {row.name: row.kept for row in self._among.layers()}
+        return {name: score.numel() for name, score in self._scores.items()}
 
     def _first(self, names: list[str], k: int) -> dict[str, Tensor]:
         """Return the first ``k`` connections of the layers ``names``, ranked together."""
@@ -81,14 +90,13 @@ def _comparable(score: Tensor) -> Tensor:
     return score.float() if score.dtype in (torch.float16, torch.bfloat16) else score
 
 
-def _checked(
-    counts: Mapping[str, int], shapes: Mapping[str, torch.Size], k: int
-) -> Mapping[str, int]:
-    for name, shape in shapes.items():
-        if not 0 <= counts.get(name, -1) <= shape.numel():
-            raise LitPruneError(
-                f"the quota keeps {counts.get(name)} of {shape.numel()} connections of {name}"
-            )
+def _checked(counts: Mapping[str, int], sizes: Mapping[str, int], k: int) -> Mapping[str, int]:
+    if counts.keys() != sizes.keys():
+        odd = sorted(counts.keys() ^ sizes.keys())[0]
+        raise LitPruneError(f"the quota must count each layer once: see {odd}")
+    for name, size in sizes.items():
+        if counts[name] != int(counts[name]) or not 0 <= counts[name] <= size:
+            raise LitPruneError(f"the quota keeps {counts[name]} of {size} connections of {name}")
     if (given := sum(counts.values())) != k:
         raise LitPruneError(f"the quota keeps {given} connections in all instead of {k}")
-    return counts
+    return {name: int(count) for name, count in counts.items()}

@@ -24,6 +24,7 @@ def largest(parts: list[Tensor], k: int, among: list[Tensor] | None = None) -> l
     Returns:
         Bool tensors of the same shapes with exactly ``k`` True in all.
     """
+    parts, among = _plain(parts), None if among is None else _plain(among)
     if k == 0:
         return [torch.zeros_like(part, dtype=torch.bool) for part in parts]
     above, inside, all_equal = _split(parts, k, among)
@@ -34,6 +35,13 @@ def largest(parts: list[Tensor], k: int, among: list[Tensor] | None = None) -> l
     for over, index in zip(above, _first(parts, inside, missing), strict=True):
         over.view(-1)[index] = True
     return above
+
+
+def _plain(parts: list[Tensor]) -> list[Tensor]:
+    """Return the parts in one type of number, stored in the order of their indices."""
+    if len({part.dtype for part in parts}) > 1:
+        parts = [part.double() for part in parts]
+    return [part.contiguous() for part in parts]
 
 
 def _split(
@@ -99,7 +107,7 @@ def _sample(parts: list[Tensor], among: list[Tensor] | None) -> Tensor:
     """Return about 16,000 numbers, from every part in proportion to its size."""
     total, source = sum(part.numel() for part in parts), torch.Generator().manual_seed(0)
     indices = [
-        torch.randint(p.numel(), (_SAMPLE * p.numel() // total + 1,), generator=source)
+        torch.randint(max(p.numel(), 1), (-(-_SAMPLE * p.numel() // total),), generator=source)
         for p in parts
     ]
     drawn = [p.flatten()[i.to(p.device)] for p, i in zip(parts, indices, strict=True)]
@@ -112,6 +120,8 @@ def _sample(parts: list[Tensor], among: list[Tensor] | None) -> Tensor:
 
 def _some(marks: list[Tensor], k: int) -> list[Tensor]:
     """Return ``k`` of what is marked: those with the last places in the fixed permutation."""
+    if k == _count(marks):
+        return marks
     places, start = [], 0
     for mark in marks:
         index = torch.arange(start, start + mark.numel(), dtype=torch.int32, device=mark.device)

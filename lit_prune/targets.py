@@ -5,6 +5,7 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from fractions import Fraction
+from numbers import Integral
 from typing import Any, Literal, get_args
 
 from lit_prune.errors import LitPruneError
@@ -106,7 +107,7 @@ class Target:
             return total - math.floor(total * self._exact_sparsity())
         if self.keep > total:
             raise LitPruneError(f"cannot keep {self.keep} of {total} connections")
-        return self.keep
+        return int(self.keep)
 
     def _exact_sparsity(self) -> Fraction:
         if self.sparsity is not None:
@@ -137,23 +138,24 @@ TargetLike = Target | str | int | float | Mapping[str, Any]
 
 
 def _require_in_range(name: str, value: Any) -> None:
-    if isinstance(value, bool) or not isinstance(value, int | float | Fraction):
-        raise LitPruneError(f"{name}={value!r} is not a number")
-    if not math.isfinite(value):
+    kinds: tuple[type, ...] = (Integral,) if name == "keep" else (float, Fraction, Integral)
+    if isinstance(value, bool) or not isinstance(value, kinds):
+        wanted = "a whole number" if name == "keep" else "a number"
+        raise LitPruneError(f"{name}={value!r} is not {wanted}")
+    if isinstance(value, float) and not math.isfinite(value):
         raise LitPruneError(f"{name}={value} is not finite")
-    if name == "keep":
-        if not isinstance(value, int) or value < 0:
-            raise LitPruneError(f"keep={value} is out of range: a whole number from 0 up")
-    elif name == "compression":
-        if value < 1:
-            raise LitPruneError(f"a compression of {_decimal(value)}x is out of range: at least 1x")
-    elif not 0 <= value <= 1:
-        raise LitPruneError(f"{name}={_decimal(value)} is out of range: 0 to 1")
+    number: Any = value
+    if name == "keep" and number < 0:
+        raise LitPruneError(f"keep={number} is out of range: a whole number from 0 up")
+    if name == "compression" and number < 1:
+        raise LitPruneError(f"a compression of {number}x is out of range: at least 1x")
+    if name in ("sparsity", "density") and not 0 <= number <= 1:
+        raise LitPruneError(f"{name}={number} is out of range: 0 to 1")
 
 
 def _as_written(number: Number) -> Fraction:
     # repr gives the shortest decimal that reads back as this float: what a person wrote.
-    return number if isinstance(number, Fraction) else Fraction(repr(number))
+    return Fraction(repr(float(number)) if isinstance(number, float) else number)
 
 
 def _fraction(text: str) -> Fraction | None:
@@ -165,9 +167,12 @@ def _fraction(text: str) -> Fraction | None:
 
 def _plain(number: Fraction) -> Number:
     """Return a float where it says the same decimal, else the fraction itself."""
-    short = float(number)
+    try:
+        short = float(number)
+    except OverflowError:
+        return number
     return short if _as_written(short) == number else number
 
 
 def _decimal(number: Number) -> str:
-    return f"{float(number):.12g}"
+    return str(_plain(_as_written(number))).removesuffix(".0")

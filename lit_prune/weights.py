@@ -11,7 +11,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from lit_prune.errors import LitPruneError, UnreadableFile
+from lit_prune.errors import LitPruneError, UnreadableFile, first_line
 from lit_prune.names import plain_name
 
 __all__ = ["load_weights", "read_state_dict"]
@@ -62,4 +62,4 @@ def _read(path: str | os.PathLike[str]) -> Any:
             f"{path} is damaged, or holds objects other than tensors, which are never loaded"
         ) from error
     except (RuntimeError, EOFError, SafetensorError, OSError) as error:
-        raise UnreadableFile(f"{path} is cut or damaged: {str(error).splitlines()[0]}") from error
+        raise UnreadableFile(f"{path} is cut or damaged: {first_line(error)}") from error

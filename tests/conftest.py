@@ -16,6 +16,9 @@ settings.register_profile("repeatable", deadline=None, max_examples=40, derandom
 settings.register_profile("search", deadline=None, max_examples=1000)
 settings.load_profile("repeatable")
 
+# The tensors of tests are tiny: more threads only wait for one another.
+torch.set_num_threads(1)
+
 
 def bits(tensor: Tensor) -> bytes:
     return tensor.detach().reshape(-1).view(torch.uint8).numpy().tobytes()
@@ -55,5 +58,5 @@ def _untouched(model: nn.Module) -> Iterator[None]:
 
 @pytest.fixture
 def untouched() -> Callable[[nn.Module], AbstractContextManager[None]]:
-    """``with untouched(model):`` fails unless all of the model and of the global generators stay."""
+    """``with untouched(model):`` fails unless the model and the global generators stay."""
     return _untouched

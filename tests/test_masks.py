@@ -288,7 +288,12 @@ def test_load_reads_what_save_wrote(tmp_path_factory, drawn):
     path = tmp_path_factory.mktemp("masks") / "masks.safetensors"
     masks.save(path)
     assert Masks.load(path) == masks
-    assert sorted(Masks.load(path)) == sorted(masks)
+
+
+def test_load_keeps_the_order_of_layers(tmp_path):
+    layers = [f"layer{i}.weight" for i in (10, 9, 2, 1)]  # tables and uniform+ go by order
+    Masks({name: torch.ones(1, dtype=torch.bool) for name in layers}).save(tmp_path / "masks")
+    assert list(Masks.load(tmp_path / "masks")) == layers
 
 
 @pytest.mark.parametrize("make", [channels_last, with_transposed_weight])

@@ -97,7 +97,7 @@ def three_layers():
         ({}, ["stem", "body", "head"]),
         ({"include": "stem*"}, ["stem"]),
         ({"include": ["head.weight", "stem.*"]}, ["stem", "head"]),
-        ({"include": ("*e*a*",)}, ["stem", "body", "head"]),
+        ({"include": ("*.weight",)}, ["stem", "body", "head"]),
         ({"exclude": "head.weight"}, ["stem", "body"]),
         ({"exclude": ["head*", "b*"]}, ["stem"]),
         ({"include": "*e?*d*", "exclude": "stem*"}, ["head"]),

@@ -1,6 +1,6 @@
 """SynFlow: iterative synaptic flow, without data."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import chain
 from typing import Any, ClassVar
@@ -16,8 +16,8 @@ from lit_prune.probe import Probe
 
 __all__ = ["SynFlow"]
 
-# Where a flow lies in these bounds no path that matters over- or underflows on its way.
-_SAFE_FLOW = {torch.float32: (1e-20, 1e35), torch.float64: (1e-280, 1e300)}
+# Where all maxima of a flow lie in these bounds, nothing that matters over- or underflows.
+_SAFE = {torch.float32: (1e-15, 1e30), torch.float64: (0.0, 1e300)}
 
 
 @dataclass(frozen=True)
@@ -30,8 +30,8 @@ class SynFlow(Criterion):
     The official code keeps the norms (in eval mode) and their shifts; the paper's formula, which
     is followed here, has none.
 
-    The flow is computed in float32, and again in float64 where float32 would over- or underflow
-    (a flow outside of 1e-20 ... 1e35).
+    The flow is computed in float32, and again in float64 where float32 might over- or underflow:
+    where the largest activation or gradient of any layer lies outside of 1e-15 ... 1e30.
     """
 
     rounds: ClassVar[int] = 100
@@ -48,13 +48,8 @@ class SynFlow(Criterion):
         with probe.masked() as model:
             _make_positive(model.eval())
             weights = probe.masks.parameters(model)
-            for weight in weights.values():
-                weight.requires_grad_(True)
-            flow = _measured_flow(model, ones)
-            gradients = torch.autograd.grad(
-                flow, list(weights.values()), allow_unused=True, materialize_grads=True
-            )
-            pairs = zip(weights.items(), gradients, strict=True)
+            gradients = _gradients(model, list(weights.values()), ones)
+            pairs = zip(weights.items(), _owned(gradients), strict=True)
             return {name: g.mul_(w.detach()) for (name, w), g in pairs}
 
 
@@ -65,19 +60,42 @@ def _make_positive(model: nn.Module) -> None:
             parameter.zero_() if is_bias else parameter.abs_()
 
 
-def _measured_flow(model: nn.Module, ones: tuple[Tensor, ...]) -> Tensor:
-    """Return R, in the first type of floating point that holds it safely."""
-    for dtype, (low, high) in _SAFE_FLOW.items():
-        for tensor in chain(model.parameters(), model.buffers()):
-            if tensor.is_floating_point():
-                tensor.data = tensor.data.to(dtype)
-        with _LinearPaths():
+def _gradients(
+    model: nn.Module, weights: list[nn.Parameter], ones: tuple[Tensor, ...]
+) -> Sequence[Tensor]:
+    """Return dR/dw, in the first type of floating point that holds it safely."""
+    tensors = [t for t in chain(model.parameters(), model.buffers()) if t.is_floating_point()]
+    originals = [tensor.data for tensor in tensors]
+    is_double = any(original.dtype == torch.float64 for original in originals)
+    for dtype in (torch.float64,) if is_double else _SAFE:
+        for tensor, original in zip(tensors, originals, strict=True):
+            tensor.data = original.to(dtype)
+        for weight in weights:
+            weight.requires_grad_(True)
+        with _LinearPaths() as paths:
             flow = _sum(model(*(x.to(dtype) for x in ones)))
-        if low < (value := float(flow.detach())) < high:
-            return flow
-    if value != value or value > high:
-        raise LitPruneError(f"the synaptic flow of this network overflows float64 ({value:g})")
-    return flow
+        gradients = torch.autograd.grad(flow, weights, allow_unused=True, materialize_grads=True)
+        largest = torch.stack([flow.detach(), *paths.largest, *(g.amax() for g in gradients)])
+        if _is_safe(largest, weights, *_SAFE[dtype]):
+            break
+    if not bool((largest < _SAFE[dtype][1]).all()):
+        raise LitPruneError(f"the synaptic flow of this network overflows float64 ({flow:g})")
+    return gradients
+
+
+def _is_safe(largest: Tensor, weights: list[nn.Parameter], low: float, high: float) -> bool:
+    if bool(((largest > low) & (largest < high)).all()):
+        return True
+    # A zero is a dead layer, unless weights are so small that their products vanish.
+    largest = torch.cat([largest, torch.stack([weight.detach().amax() for weight in weights])])
+    largest = largest[largest != 0]
+    return bool(((largest > low) & (largest < high)).all())
+
+
+def _owned(gradients: Sequence[Tensor]) -> Sequence[Tensor]:
+    """Return the gradients in storage of their own; autograd may hand out one tensor twice."""
+    shared = len({gradient.data_ptr() for gradient in gradients}) < len(gradients)
+    return [g.clone() if shared or not g.is_contiguous() else g for g in gradients]
 
 
 def _sum(output: Any) -> Tensor:
@@ -89,24 +107,41 @@ def _sum(output: Any) -> Tensor:
 
 
 class _LinearPaths(TorchFunctionMode):
-    """Norms and elementwise activations hand on their input, in modules and functions alike."""
+    """Norms and elementwise activations hand on their input, in modules and functions alike.
+
+    Notes the largest output of every linear layer and convolution.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.largest: list[Tensor] = []
 
     def __torch_function__(
         self, function: Any, types: Any, args: Any = (), kwargs: Any = None
     ) -> Any:
+        kwargs = kwargs or {}
         if function in _IDENTITIES:
             return args[0] if args else kwargs["input"]
-        return function(*args, **(kwargs or {}))
+        output = function(*args, **kwargs)
+        if function in _LAYERS and output.numel():
+            self.largest.append(output.detach().amax())
+        return output
 
 
-_NORMS = (F.batch_norm, F.layer_norm, F.group_norm, F.instance_norm, F.rms_norm)
-_ACTIVATION_NAMES = (
-    "celu elu gelu hardsigmoid hardswish hardtanh leaky_relu logsigmoid log_softmax mish prelu "
-    "relu relu6 relu_ selu sigmoid silu softplus softsign tanh tanhshrink softshrink hardshrink"
+_LAYERS = {
+    F.linear,
+    *(getattr(F, f"conv{n}d") for n in (1, 2, 3)),
+    *(getattr(F, f"conv_transpose{n}d") for n in (1, 2, 3)),
+}
+_NAMES = (
+    "batch_norm layer_norm group_norm instance_norm rms_norm local_response_norm celu elu gelu "
+    "hardsigmoid hardswish hardtanh leaky_relu log_sigmoid logsigmoid log_softmax mish prelu relu "
+    "relu6 rrelu selu sigmoid silu softplus softsign tanh tanhshrink softshrink hardshrink"
 )
 _IDENTITIES = {
-    getattr(home, name)
+    getattr(home, name + ending)
     for home in (F, torch, Tensor)
-    for name in _ACTIVATION_NAMES.split()
-    if hasattr(home, name)
-} | {*_NORMS, F.local_response_norm, torch.sigmoid_, torch.tanh_, Tensor.sigmoid_, Tensor.tanh_}
+    for name in _NAMES.split()
+    for ending in ("", "_")
+    if hasattr(home, name + ending)
+}

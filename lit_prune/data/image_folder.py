@@ -14,7 +14,7 @@ from torchvision.transforms import v2
 from lit_prune.data.batches import Images
 from lit_prune.data.images import ImagesInMemory
 from lit_prune.data.order import Order
-from lit_prune.errors import LitPruneError
+from lit_prune.errors import LitPruneError, first_line
 
 __all__ = ["ImageFolder"]
 
@@ -107,7 +107,7 @@ class ImageFolder(ImagesInMemory):
         except FileNotFoundError as error:
             raise LitPruneError(
                 f"no images under data.root={self.root!r}: it must hold train/<class>/ and "
-                f"test/<class>/ folders of images ({str(error).splitlines()[0]})"
+                f"test/<class>/ folders of images ({first_line(error)})"
             ) from error
 
     def _stream(self, train: datasets.ImageFolder, test: datasets.ImageFolder) -> None:
