@@ -23,9 +23,9 @@ __all__ = ["LayerRow", "Masks", "bits_of", "zero_pruned_"]
 _INTEGERS = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
 
 
-def bits_of(mask: Tensor, dtype: torch.dtype) -> Tensor:
-    """Return ``mask`` as integers as wide as ``dtype``: all bits set where kept, none elsewhere."""
-    return mask.to(_INTEGERS[dtype.itemsize]).neg_()
+def bits_of(mask: Tensor) -> Tensor:
+    """Return ``mask`` as integers: all bits set where kept, none where pruned."""
+    return mask.view(torch.int8).neg()
 
 
 def zero_pruned_(tensor: Tensor, bits: Tensor) -> Tensor:
@@ -34,7 +34,7 @@ def zero_pruned_(tensor: Tensor, bits: Tensor) -> Tensor:
     Anding the bits fills whatever stands there, infinities and NaN included, which a product would
     turn into NaN; and it is ten times as fast as ``masked_fill_`` on a CPU.
     """
-    tensor.view(bits.dtype).bitwise_and_(bits)
+    tensor.view(_INTEGERS[tensor.dtype.itemsize]).bitwise_and_(bits)
     return tensor
 
 
@@ -185,7 +185,7 @@ class Masks(Mapping[str, Tensor]):
             MasksMismatch: the masks are of another model; nothing is changed then.
         """
         for name, weight in self.parameters(model).items():
-            zero_pruned_(weight, bits_of(self[name].to(weight.device), weight.dtype))
+            zero_pruned_(weight, bits_of(self[name].to(weight.device)))
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write the masks to ``path`` as safetensors; the file appears whole or not at all.

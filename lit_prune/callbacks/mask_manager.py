@@ -201,7 +201,7 @@ class MaskManager(Callback):
         self.masks = Masks({name: masks[name].to(w.device) for name, w in weights.items()})
         self.masks.apply(pl_module)
         self._pruned = [
-            (weight, bits_of(self.masks[name], weight.dtype))
+            (weight, bits_of(self.masks[name]))
             for name, weight in weights.items()
             if not bool(self.masks[name].all())
         ]
@@ -209,7 +209,7 @@ class MaskManager(Callback):
             if weight.grad is not None:
                 zero_pruned_(weight.grad, bits)
             for state in _states_of(weight, trainer.optimizers):
-                zero_pruned_(state, bits_of(bits != 0, state.dtype))
+                zero_pruned_(state, bits)
         self._proven_at = trainer.global_step
 
 
