@@ -8,6 +8,7 @@ import warnings
 from argparse import ArgumentError
 from collections.abc import Sequence
 from importlib import import_module
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -114,6 +115,8 @@ def _fit_and_test(
     if checkpoint is not None:
         _require_whole(checkpoint)
     trainer.fit(model, datamodule=datamodule, ckpt_path=checkpoint, weights_only=True)
+    if not trainer.global_step:
+        raise LitPruneError("not one training step: see trainer.limit_train_batches and the data")
     (found,) = trainer.test(model, datamodule=datamodule, verbose=False)
     return {
         "test_accuracy": found.get("test/accuracy"),
@@ -134,7 +137,7 @@ class _TrainCLI(LightningCLI):
             subclass_mode_data=True,
             save_config_callback=None,
             seed_everything_default=0,
-            parser_kwargs={"exit_on_error": False},
+            parser_kwargs={"exit_on_error": False, "allow_abbrev": False},
             run=False,
             auto_configure_optimizers=False,
         )
@@ -177,10 +180,25 @@ class _TrainCLI(LightningCLI):
 
 
 def _parsed(args: list[str]) -> _TrainCLI:
+    _require_readable(args)
     try:
         return _TrainCLI(args)
-    except ArgumentError as error:
+    except (ArgumentError, ValueError) as error:
         raise LitPruneError(_complaint(error)) from error
+
+
+def _require_readable(args: list[str]) -> None:
+    """Check that configs are mappings; the parser does not say which one is not."""
+    pairs = [*pairwise(args), *(arg.split("=", 1) for arg in args if "=" in arg)]
+    for path in (Path(value) for key, value in pairs if key in ("-c", "--config")):
+        if not path.is_file():
+            continue
+        try:
+            content = yaml.safe_load(path.read_text())
+        except (yaml.YAMLError, UnicodeDecodeError) as error:
+            raise LitPruneError(f"config {path} is not YAML: {error}") from error
+        if not isinstance(content, dict):
+            raise LitPruneError(f"config {path} is empty or holds no keys")
 
 
 def _complaint(error: Exception) -> str:

@@ -46,6 +46,15 @@ def complaint(
         return f"{key}: unknown class {found[1]!r}{did_you_mean(found[1], known)}{listed}"
     if found := re.search(r"File does not exist: '(.+)'", message):
         return f"{key}: no such file: {found[1]}"
+    if found := re.search(
+        r"Problem with given class_path '([\w.]+)':\s*(\S.*)", message, re.DOTALL
+    ):
+        lines = [line.strip() for line in found[2].splitlines()]
+        name = found[1].rpartition(".")[2]
+        inner = re.fullmatch(r'Parser key "([\w.]+)":', lines[0])
+        return (
+            f"{key}.{inner[1]}: {lines[1]}" if inner and lines[1:] else f"{key}: {name}: {lines[0]}"
+        )
     return _first_reason(key, message)
 
 

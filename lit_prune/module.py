@@ -11,6 +11,7 @@ from torchmetrics import MeanMetric
 from torchmetrics.classification import MulticlassAccuracy
 from torchmetrics.functional.classification import multiclass_accuracy
 
+from lit_prune.errors import LitPruneError
 from lit_prune.names import plain_name
 from lit_prune.weights import load_weights
 
@@ -41,6 +42,8 @@ class LitClassifier(LightningModule):
         weights: str | None = None,
     ) -> None:
         super().__init__()
+        if not 0 <= label_smoothing <= 1:
+            raise LitPruneError(f"label_smoothing={label_smoothing} is out of range: 0 to 1")
         if weights is not None:
             load_weights(backbone, weights)
         self.backbone = backbone
@@ -87,10 +90,13 @@ class LitClassifier(LightningModule):
 
     def configure_optimizers(self) -> Any:
         """Return the optimizer, and its schedule if there is one."""
-        optimizer: Optimizer = self._make_optimizer(self.parameters())
-        if self._make_scheduler is None:
-            return optimizer
-        return {"optimizer": optimizer, "lr_scheduler": self._make_scheduler(optimizer)}
+        try:
+            optimizer: Optimizer = self._make_optimizer(self.parameters())
+            if self._make_scheduler is None:
+                return optimizer
+            return {"optimizer": optimizer, "lr_scheduler": self._make_scheduler(optimizer)}
+        except (TypeError, ValueError) as error:
+            raise LitPruneError(f"the optimizer or its schedule: {error}") from error
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Save under plain keys, which fit whether the backbone is compiled or not."""

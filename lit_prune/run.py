@@ -53,6 +53,7 @@ class RunFolder:
             LitPruneError: it was not; the first key that differs is named with both values.
         """
         file = self.path / "config.yaml"
+        self._require_folder()
         if not file.exists():
             if self.path.exists() and any(self.path.iterdir()):
                 raise LitPruneError(f"{self.path} is not empty and holds no run; name another")
@@ -73,10 +74,12 @@ class RunFolder:
         """
         if self.path.exists():
             self.require_run()
-            shutil.rmtree(self.path)
+            with self._locked():
+                shutil.rmtree(self.path)
 
     def require_run(self) -> None:
         """Check that the folder was made by a run, so that it may be overwritten."""
+        self._require_folder()
         if any(self.path.iterdir()) and not (self.path / "config.yaml").exists():
             raise LitPruneError(f"{self.path} holds no run and is not overwritten")
 
@@ -88,6 +91,21 @@ class RunFolder:
             LitPruneError: another process holds the lock, or the folder cannot be written.
         """
         is_new = not (self.path / "config.yaml").exists()
+        with self._locked():
+            write_whole(self.path / "config.yaml", yaml.safe_dump(dict(settings), sort_keys=False))
+            try:
+                yield
+            except LitPruneError:
+                if is_new:
+                    shutil.rmtree(self.path)
+                raise
+
+    def _require_folder(self) -> None:
+        if self.path.exists() and not self.path.is_dir():
+            raise LitPruneError(f"{self.path} is a file, not a run folder; name another run_dir")
+
+    @contextmanager
+    def _locked(self) -> Iterator[None]:
         try:
             self.path.mkdir(parents=True, exist_ok=True)
             lock = (self.path / ".lock").open("w")
@@ -98,13 +116,7 @@ class RunFolder:
                 fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError as error:
                 raise LitPruneError(f"{self.path} is in use by another run") from error
-            write_whole(self.path / "config.yaml", yaml.safe_dump(dict(settings), sort_keys=False))
-            try:
-                yield
-            except LitPruneError:
-                if is_new:
-                    shutil.rmtree(self.path)
-                raise
+            yield
 
     def finish(self, masks: Masks, summary: Mapping[str, Any]) -> None:
         """Write masks, layers and, last of all, the summary that marks the run as finished."""

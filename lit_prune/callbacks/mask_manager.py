@@ -1,7 +1,6 @@
 """MaskManager: holds the masks through training."""
 
 from collections.abc import Callable, Iterator
-from itertools import islice
 from typing import Any
 
 import torch
@@ -11,10 +10,11 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 from tqdm import tqdm
 
+from lit_prune.callbacks.training_batches import training_batches
 from lit_prune.criteria import Criterion
 from lit_prune.errors import LitPruneError
 from lit_prune.masks import Masks, bits_of, zero_pruned_
-from lit_prune.probe import Example, Loss, Probe, same_random_state
+from lit_prune.probe import Example, Loss, Probe
 from lit_prune.prunable import Patterns
 from lit_prune.prune import budgets, last, prune_by_rounds, rounds_of
 from lit_prune.quotas import Quota
@@ -172,7 +172,8 @@ class MaskManager(Callback):
     ) -> Masks:
         assert self.criterion is not None
         generator = self.generator or torch.Generator().manual_seed(self._seed or 0)
-        data = self._training_batches(trainer, generator) if keep < masks.total else []
+        seed = generator.initial_seed()
+        data = training_batches(trainer, self.batches, seed) if keep < masks.total else []
         steps = prune_by_rounds(
             pl_module,
             masks,
@@ -187,13 +188,6 @@ class MaskManager(Callback):
         )
         number = len(list(budgets(masks.total, keep, rounds_of(self.criterion, self.rounds))))
         return last(_shown(steps, number, trainer), masks)
-
-    def _training_batches(self, trainer: Trainer, generator: torch.Generator) -> list[Any]:
-        with same_random_state(generator.initial_seed()):
-            batches = list(islice(trainer.train_dataloader or (), self.batches))
-        strategy = trainer.strategy
-        moved = [strategy.batch_to_device(batch, dataloader_idx=0) for batch in batches]
-        return [strategy.precision_plugin.convert_input(batch) for batch in moved]
 
     def _hold(self, masks: Masks, trainer: Trainer, pl_module: LightningModule) -> None:
         """From now on these masks hold: in the weights, their gradients and optimizer states."""

@@ -57,7 +57,10 @@ def rotated(images: Tensor, degrees: float, generator: torch.Generator) -> Tenso
     turns = (2 * torch.rand(len(images), generator=generator) - 1) * torch.pi * degrees / 180
     turns = turns.to(images.device, non_blocking=True)
     cos, sin, zero = turns.cos(), turns.sin(), torch.zeros_like(turns)
-    rows = torch.stack([cos, -sin, zero, sin, cos, zero], dim=1).view(-1, 2, 3)
+    # The grid's axes go from -1 to 1, whatever the sides of the image.
+    height, width = images.shape[-2:]
+    across, down = -sin * height / width, sin * width / height
+    rows = torch.stack([cos, across, zero, down, cos, zero], dim=1).view(-1, 2, 3)
     grid = F.affine_grid(rows, list(images.shape), align_corners=False)
     turned = F.grid_sample(images.float(), grid, align_corners=False)
     return turned if images.is_floating_point() else turned.round_().to(images.dtype)

@@ -75,6 +75,7 @@ class ImagesInMemory(LightningDataModule, ABC):
                 f"data.channels={self.channels}, but the images have {everything.images.shape[1]}"
             )
         kept, held_out = self._split(len(everything))
+        _require(len(kept) > 0, f"data.val_fraction={self.val_fraction} leaves nothing to train on")
         self._splits["train"] = everything[kept] if len(held_out) else everything
         if len(held_out):
             self._splits["val"] = everything[held_out]

@@ -67,7 +67,8 @@ class Order:
             return torch.arange(self._total)
         generator = torch.Generator().manual_seed(self._seed_of_epoch())
         order = torch.randperm(self._total, generator=generator)
-        return torch.cat([order, order[: -self._total % self._ranks]])
+        seen = self._total + -self._total % self._ranks
+        return order[torch.arange(seen) % self._total]
 
     def _bounds(self) -> list[int]:
         seen = self._total + (-self._total % self._ranks if self._shuffle else 0)
