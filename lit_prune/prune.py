@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from lit_prune.criteria import CriterionLike
-from lit_prune.errors import LitPruneError, MasksMismatch, NonFiniteScores
+from lit_prune.errors import LitPruneError, MasksMismatch
 from lit_prune.masks import Masks
 from lit_prune.probe import Example, Loss, Probe, cross_entropy, default_generator, undisturbed
 from lit_prune.prunable import Patterns
@@ -93,9 +93,11 @@ def prune_by_rounds(
     for budget in budgets(masks.total, keep, rounds_of(criterion, rounds)):
         probe = Probe(model, masks, data, loss or cross_entropy, example, generator, budget)
         with undisturbed(model, seed=generator.initial_seed()):
-            # Ranked in here, since the scores may be the lent weights themselves.
+            # Taken over in here, since the scores may be the lent weights themselves.
             scores = _checked(criterion(probe), masks)
-            masks = Ranking(scores, quota, among=masks).keep(budget)
+            ranking = Ranking(scores, quota, among=masks, finite=True)
+            del scores
+        masks = ranking.keep(budget)
         yield masks
 
 
@@ -127,7 +129,7 @@ def budgets(total: int, keep: int, rounds: int) -> Iterator[int]:
 
 
 def _checked(scores: dict[str, Tensor], masks: Masks) -> dict[str, Tensor]:
-    """Return the scores in the order of ``masks``, which they must match, and be finite."""
+    """Return the scores in the order of ``masks``, whose names and shapes they must have."""
     if scores.keys() != masks.keys():
         odd = sorted(scores.keys() ^ masks.keys())[0]
         raise MasksMismatch(f"the criterion must score the layers of probe.masks; see {odd}")
@@ -135,7 +137,4 @@ def _checked(scores: dict[str, Tensor], masks: Masks) -> dict[str, Tensor]:
         if scores[name].shape != mask.shape:
             shapes = f"{tuple(scores[name].shape)} instead of {tuple(mask.shape)}"
             raise MasksMismatch(f"the scores of {name} have the shape {shapes}")
-        # A sum is finite only if all of it is, and costs a tenth; a large sum may overflow.
-        if not bool(scores[name].sum().isfinite()) and not bool(scores[name].isfinite().all()):
-            raise NonFiniteScores(f"the scores of {name} are not finite (NaN or infinite)")
     return {name: scores[name].to(mask.device) for name, mask in masks.items()}

@@ -26,9 +26,11 @@ class Ranking:
         quota: ``quota(shapes, keep)`` fixes how many each layer keeps, and scores rank inside the
             layers only; None ranks all connections of the network together.
         among: only connections that these masks keep are ranked; None ranks all.
+        finite: refuse infinite scores as well.
 
     Raises:
-        NonFiniteScores: a score is NaN.
+        NonFiniteScores: a score is NaN, or infinite where that is refused.
+        MasksMismatch: ``among`` is of another model than the scores.
 
     >>> ranking = Ranking({"a": torch.tensor([3.0, 1.0]), "b": torch.tensor([2.0, 0.5])})
     >>> ranking.keep(3)["b"]
@@ -40,11 +42,10 @@ class Ranking:
         scores: Mapping[str, Tensor],
         quota: QuotaLike | None = None,
         among: Masks | None = None,
+        finite: bool = False,
     ) -> None:
         for name, score in scores.items():
-            # A sum is NaN if a score is (or if infinities cancel), and is cheaper than a look.
-            if bool(score.sum().isnan()) and bool(score.isnan().any()):
-                raise NonFiniteScores(f"the scores of {name} hold NaN")
+            _require_numbers(name, score, finite)
         self._scores = {name: _comparable(score) for name, score in scores.items()}
         self._quota = quota
         if among is not None and among.keys() != self._scores.keys():
@@ -83,6 +84,16 @@ class Ranking:
         scores = [self._scores[name] for name in names]
         among = None if self._among is None else [self._among[name] for name in names]
         return dict(zip(names, largest(scores, k, among), strict=True))
+
+
+def _require_numbers(name: str, score: Tensor, finite: bool) -> None:
+    # A sum is finite only if all of it is, and ten times as cheap; a large sum may overflow.
+    if bool(score.sum().isfinite()):
+        return
+    if bool(score.isnan().any()):
+        raise NonFiniteScores(f"the scores of {name} hold NaN")
+    if finite and bool(score.isinf().any()):
+        raise NonFiniteScores(f"the scores of {name} are not finite: they hold infinity")
 
 
 def _comparable(score: Tensor) -> Tensor:

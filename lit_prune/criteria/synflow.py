@@ -17,7 +17,7 @@ from lit_prune.probe import Probe
 __all__ = ["SynFlow"]
 
 # Where all maxima of a flow lie in these bounds, nothing that matters over- or underflows.
-_SAFE = {torch.float32: (1e-15, 1e30), torch.float64: (0.0, 1e300)}
+_SAFE = {torch.float32: (1e-18, 1e30), torch.float64: (0.0, 1e300)}
 
 
 @dataclass(frozen=True)
@@ -31,7 +31,8 @@ class SynFlow(Criterion):
     is followed here, has none.
 
     The flow is computed in float32, and again in float64 where float32 might over- or underflow:
-    where the largest activation or gradient of any layer lies outside of 1e-15 ... 1e30.
+    where the largest activation of any layer, or the scale of its gradients, lies outside of
+    1e-18 ... 1e30.
     """
 
     rounds: ClassVar[int] = 100
@@ -75,7 +76,7 @@ def _gradients(
         with _LinearPaths() as paths:
             flow = _sum(model(*(x.to(dtype) for x in ones)))
         gradients = torch.autograd.grad(flow, weights, allow_unused=True, materialize_grads=True)
-        largest = torch.stack([flow.detach(), *paths.largest, *(g.amax() for g in gradients)])
+        largest = torch.stack([flow.detach(), *paths.largest])
         if _is_safe(largest, weights, *_SAFE[dtype]):
             break
     if not bool((largest < _SAFE[dtype][1]).all()):
@@ -84,12 +85,16 @@ def _gradients(
 
 
 def _is_safe(largest: Tensor, weights: list[nn.Parameter], low: float, high: float) -> bool:
-    if bool(((largest > low) & (largest < high)).all()):
-        return True
-    # A zero is a dead layer, unless weights are so small that their products vanish.
-    largest = torch.cat([largest, torch.stack([weight.detach().amax() for weight in weights])])
-    largest = largest[largest != 0]
-    return bool(((largest > low) & (largest < high)).all())
+    """Whether the flow and the largest activations lie in range, and the gradients with them.
+
+    The flow is a sum of activations times their gradients, so that flow / activation is the scale
+    of the gradients. A zero is a dead layer, unless weights are so small that products vanish.
+    """
+    if bool((largest == 0).any()):
+        largest = torch.cat([largest, torch.stack([weight.detach().amax() for weight in weights])])
+        largest = largest[largest != 0]
+    scales = torch.cat([largest, largest[:1] / largest])
+    return bool(((scales > low) & (scales < high)).all())
 
 
 def _owned(gradients: Sequence[Tensor]) -> Sequence[Tensor]:
