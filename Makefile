@@ -45,9 +45,11 @@ $(BIN)/python:
 	$(PYTHON) -m venv $(VENV)
 
 $(VENV)/.lit_prune: setup.cfg pyproject.toml constraints.txt | $(BIN)/python
+	@echo "installing into $(VENV); PyTorch is large, so this takes a while the first time"
 	$(INSTALL) .
 	@touch $@
 
 $(VENV)/.lit_prune-test: setup.cfg pyproject.toml constraints.txt | $(BIN)/python
+	@echo "installing into $(VENV); PyTorch is large, so this takes a while the first time"
 	$(INSTALL) '.[test]'
 	@touch $@ $(VENV)/.lit_prune

@@ -160,7 +160,7 @@ class _TrainCLI(LightningCLI):
 
     def settings(self) -> dict[str, Any]:
         """Return the resolved config, without where it came from and where it goes to."""
-        text = self.parser.dump(self.config, skip_none=False)
+        text = self.parser.dump(self.config, skip_unset=False)
         settings = yaml.safe_load(text)
         return {k: v for k, v in settings.items() if k not in ("config", "run_dir", "overwrite")}
 
@@ -170,7 +170,7 @@ class _TrainCLI(LightningCLI):
         """Build the module, the data, the mask manager and the trainer."""
         _require_length(self.config.trainer)
         try:
-            built = self.parser.instantiate_classes(self.config)
+            built = self.parser.instantiate(self.config)
             trainer = make_trainer(dict(built.trainer), built.pruning, folder)
         except LitPruneError:
             raise

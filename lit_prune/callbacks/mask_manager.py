@@ -164,7 +164,7 @@ class MaskManager(Callback):
         if keep is not None:
             masks = self._prune(masks, keep, trainer, pl_module)
             # Every rank scores its own share of data; rank 0's masks hold for all.
-            masks = Masks(trainer.strategy.broadcast(dict(masks)))
+            masks = Masks(trainer.strategy.broadcast(dict(masks.to("cpu"))))
             self._hold(masks, trainer, pl_module)
 
     def _prune(

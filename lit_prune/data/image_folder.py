@@ -35,7 +35,8 @@ class ImageFolder(ImagesInMemory):
         root: the folder that holds train/ and test/.
         image_size: height and width that the network gets.
         memory: gigabytes that images may take in memory.
-        workers: processes that read images from disk, where they do not fit in memory.
+        workers: processes, at least one, that read images which do not fit in memory; their random
+            changes derive from the seed, the epoch and the rank.
         **kwargs: the arguments of ``ImagesInMemory``.
     """
 
@@ -50,6 +51,8 @@ class ImageFolder(ImagesInMemory):
         super().__init__(**kwargs)
         if image_size < 1:
             raise LitPruneError(f"data.image_size={image_size} is out of range: at least 1")
+        if workers < 1:
+            raise LitPruneError(f"data.workers={workers} is out of range: at least 1")
         self.root = root
         self.image_size = image_size
         self.memory = memory
