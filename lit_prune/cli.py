@@ -73,6 +73,7 @@ def _run(args: list[str]) -> None:
         model, datamodule, manager, trainer = cli.objects(folder)
         _require_fit(model, datamodule)
         summary = _train(model, datamodule, manager, trainer, folder, settings, args)
+        _leave_together()
     if _is_first_rank():
         print(_table(summary, folder))
 
@@ -304,6 +305,13 @@ def _table(summary: dict[str, Any], folder: RunFolder) -> str:
         "look at it": f"tensorboard --logdir {shlex.quote(str(folder.path))}",
     }
     return "\n".join(f"{name:>14}  {value}" for name, value in rows.items())
+
+
+def _leave_together() -> None:
+    """Wait for rank 0 to write, and end the group: a rank that just exits may abort the others."""
+    if torch.distributed.is_available() and torch.distributed.is_initialized():
+        torch.distributed.barrier()
+        torch.distributed.destroy_process_group()
 
 
 def _is_first_rank() -> bool:
