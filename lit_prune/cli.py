@@ -35,6 +35,16 @@ from lit_prune.shelf import members
 
 __all__ = ["main", "make_trainer", "quiet"]
 
+# What Lightning and PyTorch raise for settings that cannot work.
+_MISTAKES = (
+    ArithmeticError,
+    AttributeError,
+    MisconfigurationException,
+    RuntimeError,
+    TypeError,
+    ValueError,
+)
+
 # The short names that may stand at a key, for messages; the parser finds them by itself.
 _CLASSES = {
     "model.backbone": members(backbones.__name__, backbones.__path__, nn.Module),
@@ -65,13 +75,17 @@ def _run(args: list[str]) -> None:
     settings = cli.settings()
     name = folder_name([str(path) for path in cli.config.get("config") or []], settings)
     folder = RunFolder(Path(cli.config.run_dir or Path("runs") / name))
-    if cli.config.overwrite and _is_first_rank():
-        folder.remove()
-    folder.require_same(settings)
-    summary = folder.summary()
+    overwrite = cli.config.overwrite and _is_first_rank()
+    if overwrite:
+        folder.require_run()
+    else:
+        folder.require_same(settings)
+    summary = None if overwrite else folder.summary()
     if summary is None:
         model, datamodule, manager, trainer = cli.objects(folder)
         _require_fit(model, datamodule)
+        if overwrite:
+            folder.remove()
         summary = _train(model, datamodule, manager, trainer, folder, settings, args)
         _leave_together()
     if _is_first_rank():
@@ -115,7 +129,13 @@ def _fit_and_test(
     checkpoint = folder.checkpoint if folder.checkpoint.exists() else None
     if checkpoint is not None:
         _require_whole(checkpoint)
-    trainer.fit(model, datamodule=datamodule, ckpt_path=checkpoint, weights_only=True)
+    try:
+        trainer.fit(model, datamodule=datamodule, ckpt_path=checkpoint, weights_only=True)
+    except _MISTAKES as error:
+        if isinstance(error, LitPruneError) or trainer.global_step:
+            raise
+        kind = type(error).__name__
+        raise LitPruneError(f"training could not start: {kind}: {first_line(error)}") from error
     if not trainer.global_step:
         raise LitPruneError("not one training step: see trainer.limit_train_batches and the data")
     (found,) = trainer.test(model, datamodule=datamodule, verbose=False)
@@ -175,7 +195,7 @@ class _TrainCLI(LightningCLI):
             trainer = make_trainer(dict(built.trainer), built.pruning, folder)
         except LitPruneError:
             raise
-        except (TypeError, ValueError, MisconfigurationException) as error:
+        except _MISTAKES as error:
             raise LitPruneError(_complaint(error)) from error
         return built.model, built.data, built.pruning, trainer
 
@@ -254,6 +274,11 @@ def _require_length(trainer: Any) -> None:
     epochs, steps = trainer.max_epochs, trainer.max_steps
     if epochs is not None and epochs < 1:
         raise LitPruneError(f"trainer.max_epochs={epochs} is out of range: at least 1")
+    if trainer.fast_dev_run:
+        raise LitPruneError("trainer.fast_dev_run keeps no run; use trainer.limit_train_batches")
+    for name in ("log_every_n_steps", "accumulate_grad_batches", "check_val_every_n_epoch"):
+        if (value := trainer[name]) is not None and value < 1:
+            raise LitPruneError(f"trainer.{name}={value} is out of range: at least 1")
     if epochs is None and steps < 1:
         raise LitPruneError("trainer.max_epochs is not set: how long is the training?")
 

@@ -38,14 +38,6 @@ def complaint(
     if found := re.search(r"module '([\w.]+)' has no attribute '(\w+)'", message):
         near = did_you_mean(found[2], dir(sys.modules.get(found[1])))
         return f"{key}: {found[1]} has no {found[2]!r}{near}"
-    if found := re.search(r"Expected a dot import path string: (\S+)", message):
-        known = sorted(classes.get(key, ()))
-        listed = (
-            f"; known: {', '.join(known)}, or a class path" if len(known) in range(1, 20) else ""
-        )
-        return f"{key}: unknown class {found[1]!r}{did_you_mean(found[1], known)}{listed}"
-    if found := re.search(r"File does not exist: '(.+)'", message):
-        return f"{key}: no such file: {found[1]}"
     if found := re.search(
         r"Problem with given class_path '([\w.]+)':\s*(\S.*)", message, re.DOTALL
     ):
@@ -55,6 +47,14 @@ def complaint(
         return (
             f"{key}.{inner[1]}: {lines[1]}" if inner and lines[1:] else f"{key}: {name}: {lines[0]}"
         )
+    if found := re.search(r"Expected a dot import path string: (\S+)", message):
+        known = sorted(classes.get(key, ()))
+        listed = (
+            f"; known: {', '.join(known)}, or a class path" if len(known) in range(1, 20) else ""
+        )
+        return f"{key}: unknown class {found[1]!r}{did_you_mean(found[1], known)}{listed}"
+    if found := re.search(r"File does not exist: '(.+)'", message):
+        return f"{key}: no such file: {found[1]}"
     return _first_reason(key, message)
 
 

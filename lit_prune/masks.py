@@ -206,9 +206,10 @@ class Masks(Mapping[str, Tensor]):
             raise UnreadableFile(f"no masks at {path}: no such file")
         try:
             with safe_open(path, framework="pt") as file:
-                order = json.loads((file.metadata() or {}).get("order", "[]")) or file.keys()
-                tensors = {name: file.get_tensor(name) for name in order}
-        except SafetensorError as error:
+                order = json.loads((file.metadata() or {}).get("order", "[]"))
+                names = order if set(order) == set(file.keys()) else file.keys()
+                tensors = {name: file.get_tensor(name) for name in names}
+        except (SafetensorError, ValueError, TypeError) as error:
             raise UnreadableFile(
                 f"{path} is cut, damaged or no safetensors file: {error}"
             ) from error

@@ -94,9 +94,13 @@ class LitClassifier(LightningModule):
             optimizer: Optimizer = self._make_optimizer(self.parameters())
             if self._make_scheduler is None:
                 return optimizer
-            return {"optimizer": optimizer, "lr_scheduler": self._make_scheduler(optimizer)}
-        except (TypeError, ValueError) as error:
+            scheduler = self._make_scheduler(optimizer)
+        except (ArithmeticError, TypeError, ValueError) as error:
             raise LitPruneError(f"the optimizer or its schedule: {error}") from error
+        # Only ReduceLROnPlateau names a metric to look at.
+        monitor = getattr(scheduler, "monitor", None)
+        watched = {"scheduler": scheduler, **({"monitor": monitor} if monitor else {})}
+        return {"optimizer": optimizer, "lr_scheduler": watched}
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Save under plain keys, which fit whether the backbone is compiled or not."""

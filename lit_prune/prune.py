@@ -85,6 +85,9 @@ def prune_by_rounds(
     Between two rounds the model may be looked at, and it is as it came. Nothing is yielded, and
     nothing scored, where the target keeps every connection.
     """
+    for role, given in (("criterion", criterion), ("quota", quota)):
+        if isinstance(given, type) or (given is not None and not callable(given)):
+            raise LitPruneError(f"{role}={given!r} is no function: pass an object, as in SNIP()")
     keep = Target.parse(target).count(masks.total)
     generator = generator or default_generator()
     data = () if batches is None else batches

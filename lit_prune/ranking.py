@@ -98,7 +98,7 @@ def _require_numbers(name: str, score: Tensor, finite: bool) -> None:
 
 def _comparable(score: Tensor) -> Tensor:
     score = score.detach()
-    return score.float() if score.dtype in (torch.float16, torch.bfloat16) else score
+    return score.float() if score.dtype in (torch.float16, torch.bfloat16, torch.bool) else score
 
 
 def _checked(counts: Mapping[str, int], sizes: Mapping[str, int], k: int) -> Mapping[str, int]:

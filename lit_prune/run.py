@@ -55,7 +55,7 @@ class RunFolder:
         file = self.path / "config.yaml"
         self._require_folder()
         if not file.exists():
-            if self.path.exists() and any(self.path.iterdir()):
+            if self._holds_something():
                 raise LitPruneError(f"{self.path} is not empty and holds no run; name another")
             return
         here, there = _flat(settings), _flat(yaml.safe_load(file.read_text()) or {})
@@ -80,7 +80,7 @@ class RunFolder:
     def require_run(self) -> None:
         """Check that the folder was made by a run, so that it may be overwritten."""
         self._require_folder()
-        if any(self.path.iterdir()) and not (self.path / "config.yaml").exists():
+        if self._holds_something() and not (self.path / "config.yaml").exists():
             raise LitPruneError(f"{self.path} holds no run and is not overwritten")
 
     @contextmanager
@@ -99,6 +99,10 @@ class RunFolder:
                 if is_new:
                     shutil.rmtree(self.path)
                 raise
+
+    def _holds_something(self) -> bool:
+        # A run that was killed in its first moment leaves its lock alone.
+        return self.path.exists() and any(entry.name != ".lock" for entry in self.path.iterdir())
 
     def _require_folder(self) -> None:
         if self.path.exists() and not self.path.is_dir():
@@ -156,7 +160,16 @@ def environment() -> dict[str, Any]:
 
 def _git_commit() -> str | None:
     here = Path(__file__).resolve().parent
-    command = ["git", "-C", os.fspath(here), "describe", "--always", "--abbrev=40", "--dirty"]
+    command = [
+        "git",
+        "-C",
+        os.fspath(here),
+        "describe",
+        "--always",
+        "--exclude=*",
+        "--abbrev=40",
+        "--dirty",
+    ]
     try:
         done = subprocess.run(command, capture_output=True, text=True, timeout=10, check=False)
     except (OSError, subprocess.TimeoutExpired):

@@ -48,7 +48,7 @@ class MaskManager(Callback):
         include: name pattern or patterns of what may be pruned.
         exclude: pattern or patterns of what may not.
         schedule: when to prune and how far each time.
-        masks: a file of masks to use instead of a criterion and a target.
+        masks: a file of masks to use instead of scoring; a target beside it must be what it keeps.
 
     Attributes:
         masks: the current masks; None before training starts.
@@ -134,8 +134,11 @@ class MaskManager(Callback):
         """After the first step with new masks, prove that the optimizer leaves zeros zero."""
         if self._proven_at is not None and trainer.global_step > self._proven_at:
             self._proven_at = None
-            for optimizer in trainer.optimizers:
-                _require_zeros(optimizer, self._pruned)
+            self._prove(trainer)
+
+    def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Prove it again, before the epoch's checkpoint: a first step may have moved nothing."""
+        self._prove(trainer)
 
     def state_dict(self) -> dict[str, Any]:
         """Return the masks and the place in the schedule, as plain tensors and numbers."""
@@ -156,7 +159,7 @@ class MaskManager(Callback):
     def _follow_schedule(self, epoch: int, trainer: Trainer, pl_module: LightningModule) -> None:
         if self.masks_file is not None:
             if epoch == 0:
-                self._hold(Masks.load(self.masks_file), trainer, pl_module)
+                self._hold(self._stored(self.masks_file, pl_module), trainer, pl_module)
             return
         assert self.target is not None
         masks = self.masks or Masks.dense(pl_module, self.include, self.exclude)
@@ -166,6 +169,17 @@ class MaskManager(Callback):
             # Every rank scores its own share of data; rank 0's masks hold for all.
             masks = Masks(trainer.strategy.broadcast(dict(masks.to("cpu"))))
             self._hold(masks, trainer, pl_module)
+
+    def _stored(self, path: str, pl_module: LightningModule) -> Masks:
+        """Load masks; they must be of this model, and a target beside them what they keep."""
+        masks = Masks.load(path)
+        masks.parameters(pl_module)
+        if self.target is not None and self.target.count(masks.total) != masks.kept:
+            raise LitPruneError(
+                f"the masks of {path} keep {masks.kept} of {masks.total} connections, the target "
+                f"{self.target} asks for {self.target.count(masks.total)}"
+            )
+        return masks
 
     def _prune(
         self, masks: Masks, keep: int, trainer: Trainer, pl_module: LightningModule
@@ -189,6 +203,10 @@ class MaskManager(Callback):
         number = len(list(budgets(masks.total, keep, rounds_of(self.criterion, self.rounds))))
         return last(_shown(steps, number, trainer), masks)
 
+    def _prove(self, trainer: Trainer) -> None:
+        for optimizer in trainer.optimizers:
+            _require_zeros(optimizer, self._pruned)
+
     def _hold(self, masks: Masks, trainer: Trainer, pl_module: LightningModule) -> None:
         """From now on these masks hold: in the weights, their gradients and optimizer states."""
         weights = masks.parameters(pl_module)
@@ -209,8 +227,8 @@ class MaskManager(Callback):
 
 def _shown(steps: Iterator[Masks], number: int, trainer: Trainer) -> Iterator[Masks]:
     bar = trainer.progress_bar_callback
-    hidden = bar is None or not getattr(bar, "is_enabled", False)
-    return iter(tqdm(steps, "scoring round", number, leave=False, disable=hidden))
+    shown = bar is not None and getattr(bar, "is_enabled", False)
+    return iter(tqdm(steps, "scoring round", number, leave=False, disable=not shown))
 
 
 def _states_of(weight: nn.Parameter, optimizers: list[Optimizer]) -> list[Tensor]:

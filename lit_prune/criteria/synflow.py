@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 from lit_prune.criteria.criterion import Criterion
-from lit_prune.errors import LitPruneError
+from lit_prune.errors import LitPruneError, NonFiniteScores
 from lit_prune.probe import Probe
 
 __all__ = ["SynFlow"]
@@ -28,7 +28,8 @@ class SynFlow(Criterion):
     synaptic flow", arXiv 2006.05467, eq. 1 and algorithm 1. ``R`` is the output's sum for an input
     of ones, with weights in absolute value, no biases, and norms and activations as the identity.
     The official code keeps the norms (in eval mode) and their shifts; the paper's formula, which
-    is followed here, has none.
+    is followed here, has none. Softmax attention is left as it is: its queries and keys only steer,
+    and get no flow.
 
     The flow is computed in float32, and again in float64 where float32 might over- or underflow:
     where the largest activation of any layer, or the scale of its gradients, lies outside of
@@ -42,6 +43,7 @@ class SynFlow(Criterion):
 
         Raises:
             LitPruneError: the flow overflows float64, or the input is not of floating point.
+            NonFiniteScores: a weight is NaN or infinite; its layer is named.
         """
         ones = tuple(torch.ones_like(x) for x in probe.inputs())
         if not all(x.is_floating_point() for x in ones):
@@ -49,9 +51,16 @@ class SynFlow(Criterion):
         with probe.masked() as model:
             _make_positive(model.eval())
             weights = probe.masks.parameters(model)
+            _require_numbers(weights)
             gradients = _gradients(model, list(weights.values()), ones)
             pairs = zip(weights.items(), _owned(gradients), strict=True)
             return {name: g.mul_(w.detach()) for (name, w), g in pairs}
+
+
+def _require_numbers(weights: Mapping[str, Tensor]) -> None:
+    for name, weight in weights.items():
+        if not bool(weight.detach().sum().isfinite()) and not bool(weight.isfinite().all()):
+            raise NonFiniteScores(f"the weights of {name} are not finite, so nothing can be scored")
 
 
 def _make_positive(model: nn.Module) -> None:
@@ -125,8 +134,9 @@ class _LinearPaths(TorchFunctionMode):
         self, function: Any, types: Any, args: Any = (), kwargs: Any = None
     ) -> Any:
         kwargs = kwargs or {}
-        if function in _IDENTITIES:
-            return args[0] if args else kwargs["input"]
+        data = args[0] if args else kwargs.get("input")
+        if function in _IDENTITIES or (function in _SOFTMAX and data.dim() <= 2):
+            return data
         output = function(*args, **kwargs)
         if function in _LAYERS and output.numel():
             self.largest.append(output.detach().amax())
@@ -143,6 +153,8 @@ _NAMES = (
     "hardsigmoid hardswish hardtanh leaky_relu log_sigmoid logsigmoid log_softmax mish prelu relu "
     "relu6 rrelu selu sigmoid silu softplus softsign tanh tanhshrink softshrink hardshrink"
 )
+# Of logits (N, classes) it is an activation; of more dimensions it is part of an attention.
+_SOFTMAX = {F.softmax, torch.softmax, Tensor.softmax}
 _IDENTITIES = {
     getattr(home, name + ending)
     for home in (F, torch, Tensor)
