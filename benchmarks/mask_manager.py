@@ -36,7 +36,8 @@ def seconds_of_steps(
     model: nn.Module, shape: tuple[int, ...], steps: int, masked: bool
 ) -> list[float]:
     watch = Steps()
-    data = TensorDataset(torch.randn(shape), torch.randint(10, shape[:1]))
+    count = shape[0] * min(steps, 100)  # an epoch of many steps, as in life
+    data = TensorDataset(torch.randn(count, *shape[1:]), torch.randint(10, (count,)))
     with tempfile.TemporaryDirectory() as folder:
         trainer = Trainer(
             max_steps=steps,

@@ -491,3 +491,12 @@ def test_a_probe_finds_one_input(example, shapes):
 def test_a_probe_without_example_and_batches_says_what_to_pass():
     with pytest.raises(LitPruneError, match="pass example= or batches="):
         Probe(small(), Masks.dense(small())).inputs()
+
+
+@pytest.mark.parametrize(
+    ("criterion", "quota", "role"),
+    [(Magnitude, None, "criterion"), ("magnitude", None, "criterion"), (Magnitude(), ERK, "quota")],
+)
+def test_a_class_or_a_name_in_place_of_an_object_is_one_clear_error(criterion, quota, role):
+    with pytest.raises(LitPruneError, match=f"{role}=.*pass an object"):
+        prune(nn.Linear(4, 4), criterion, "2x", quota=quota)

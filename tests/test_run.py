@@ -425,3 +425,19 @@ def test_kill_9_and_the_same_command_again_give_the_bits_of_an_undisturbed_run(t
     assert same_bits(end_of(killed), end_of(tmp_path / "whole"))
     results = [json.loads((f / "summary.json").read_text()) for f in (killed, tmp_path / "whole")]
     assert results[0]["test_accuracy"] == results[1]["test_accuracy"]
+
+
+def test_a_mistaken_overwrite_leaves_the_finished_run_alone(finished, capsys):
+    before = contents(finished)
+    mistaken = ("--model.backbone", "LeNet5", "--model.backbone.in_channels", "3")
+    assert run(finished, "--overwrite", *mistaken) == 2
+    assert "LeNet5" in capsys.readouterr().err
+    assert contents(finished) == before
+
+
+def test_a_folder_that_holds_a_lock_alone_is_empty(tmp_path):
+    (tmp_path / ".lock").touch()
+    folder = RunFolder(tmp_path)
+    folder.require_same({})
+    folder.remove()
+    assert not tmp_path.exists()

@@ -765,3 +765,30 @@ def test_a_strategy_that_cuts_parameters_is_refused_before_training(stage):
 
 def test_at_init_prunes_at_the_first_epoch_and_never_again():
     assert [AtInit().keep_from(epoch, 100, 7) for epoch in range(3)] == [7, None, None]
+
+
+class Leak(pl.Callback):
+    """Moves a pruned weight behind the optimizer's back, in the middle of the first epoch."""
+
+    def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx: int) -> None:
+        if batch_idx == 2:
+            with torch.no_grad():
+                pl_module.net[4].weight.fill_(1.0)
+
+
+def test_the_zero_law_is_proven_again_at_the_end_of_an_epoch():
+    with pytest.raises(LitPruneError, match="SGD moves pruned weights"):
+        train(own(), MaskManager(Random(), "5x"), Leak(), epochs=1)
+
+
+def test_stored_masks_must_keep_what_a_target_beside_them_asks_for(tmp_path):
+    file = tmp_path / "masks.safetensors"
+    first = MaskManager(Random(), "5x")
+    train(own(), first, epochs=1)
+    first.masks.save(file)
+
+    again = MaskManager(Random(), "5x", masks=str(file))
+    train(own(), again, epochs=1)
+    assert again.masks == first.masks
+    with pytest.raises(LitPruneError, match=r"keep 222 of 1108 .* 10x asks for 111"):
+        train(own(), MaskManager(Random(), "10x", masks=str(file)), epochs=1)

@@ -10,6 +10,7 @@ from torch import nn
 
 from lit_prune import LitPruneError, Masks, Probe, prune
 from lit_prune.criteria import SynFlow
+from lit_prune.errors import NonFiniteScores
 
 
 def synflow(model, example, masks=None):
@@ -489,3 +490,18 @@ def test_many_rounds_keep_every_layer_of_a_chain_alive():
     masks = prune(model, SynFlow(), 30, example=(1, 20))
     assert masks.kept == 30
     assert all(row.kept for row in masks.layers())
+
+
+def test_a_softmax_over_logits_is_passed_and_changes_nothing():
+    plain = nn.Sequential(nn.Linear(4, 5), nn.ReLU(), nn.Linear(5, 3))
+    ending = nn.Sequential(*plain, nn.Softmax(dim=1))
+    scores = [SynFlow()(Probe(m, Masks.dense(m), example=(1, 4))) for m in (plain, ending)]
+    assert all(torch.equal(scores[0][name], scores[1][name]) for name in scores[0])
+
+
+def test_a_weight_that_is_nan_is_an_error_that_names_its_layer():
+    model = nn.Sequential(nn.Linear(4, 5), nn.Linear(5, 3))
+    with torch.no_grad():
+        model[1].weight[0, 0] = torch.nan
+    with pytest.raises(NonFiniteScores, match=r"1\.weight"):
+        SynFlow()(Probe(model, Masks.dense(model), example=(1, 4)))
