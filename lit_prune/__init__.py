@@ -6,6 +6,7 @@ The core works in any PyTorch script; what needs Lightning is imported on first 
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
+from lit_prune.connectivity import Connectivity, UnsupportedOp
 from lit_prune.errors import LitPruneError
 from lit_prune.masks import Masks
 from lit_prune.probe import Probe
@@ -21,6 +22,7 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 
 __all__ = [
+    "Connectivity",
     "LitClassifier",
     "LitPruneError",
     "MaskManager",
@@ -28,6 +30,7 @@ __all__ = [
     "Probe",
     "Ranking",
     "Target",
+    "UnsupportedOp",
     "prunable",
     "prune",
 ]

@@ -8,6 +8,7 @@ __all__ = [
     "MasksMismatch",
     "NonFiniteScores",
     "QuotaOutOfRange",
+    "TargetMissed",
     "UnreadableFile",
     "did_you_mean",
     "first_line",
@@ -32,6 +33,10 @@ class MasksMismatch(LitPruneError):
 
 class UnreadableFile(LitPruneError):
     """A file is missing, cut, or of another kind than expected."""
+
+
+class TargetMissed(UserWarning):
+    """No mask of a ranking has exactly the effective connections that were asked for."""
 
 
 def did_you_mean(name: str, known: Iterable[str]) -> str:

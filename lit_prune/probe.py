@@ -2,7 +2,7 @@
 
 import random
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass
 from itertools import chain
 from typing import Any
@@ -21,6 +21,7 @@ __all__ = [
     "Probe",
     "cross_entropy",
     "default_generator",
+    "looked_at",
     "same_random_state",
     "undisturbed",
 ]
@@ -109,11 +110,28 @@ def undisturbed(model: nn.Module, seed: int) -> Iterator[None]:
     """
     with ExitStack() as stack:
         stack.enter_context(same_random_state(seed))
-        stack.enter_context(_same_tensors(model))
+        stack.enter_context(_same_tensors(list(chain(model.parameters(), model.buffers())), model))
+        stack.enter_context(_same_attributes(model))
         stack.enter_context(_same_modes(model))
         stack.enter_context(torch.enable_grad())
-        if any(hasattr(m, "_orig_mod") or m._compiled_call_impl for m in model.modules()):
-            stack.enter_context(torch.compiler.set_stance("force_eager"))
+        stack.enter_context(_eager(model))
+        yield
+
+
+@contextmanager
+def looked_at(model: nn.Module) -> Iterator[None]:
+    """Lend a model for looking in eval mode: cheaper than :func:`undisturbed`, for a forward pass.
+
+    Parameters are not copied, as nothing writes to them; buffers, modes, attributes of all modules
+    and the global random states return as they were.
+    """
+    with ExitStack() as stack:
+        stack.enter_context(same_random_state(0))
+        stack.enter_context(_same_tensors(list(model.buffers()), model))
+        stack.enter_context(_same_attributes(model))
+        stack.enter_context(_same_modes(model))
+        stack.enter_context(_eager(model))
+        model.eval()
         yield
 
 
@@ -135,12 +153,52 @@ def same_random_state(seed: int) -> Iterator[None]:
 
 
 @contextmanager
-def _same_tensors(model: nn.Module) -> Iterator[None]:
+def _eager(model: nn.Module) -> Iterator[None]:
+    """Run eagerly what is compiled."""
+    is_compiled = any(hasattr(m, "_orig_mod") or m._compiled_call_impl for m in model.modules())
+    with torch.compiler.set_stance("force_eager") if is_compiled else nullcontext():
+        yield
+
+
+@contextmanager
+def _same_attributes(model: nn.Module) -> Iterator[None]:
+    """Put back what modules note on themselves as they run, such as caches of biases."""
+    noted: list[tuple[nn.Module, str, Any, Any]] = [
+        (module, key, value, value.copy() if isinstance(value, dict | list | set) else None)
+        for module in model.modules()
+        for key, value in vars(module).items()
+        if key not in _REGISTERED
+    ]
+    names = [(module, set(vars(module))) for module in model.modules()]
+    try:
+        yield
+    finally:
+        for module, known in names:
+            for key in set(vars(module)) - known:
+                del vars(module)[key]
+        for module, key, value, content in noted:
+            vars(module)[key] = value
+            if isinstance(value, dict | set):
+                value.clear()
+                value.update(content)
+            elif isinstance(value, list):
+                value[:] = content
+
+
+# Kept by the guards of tensors and modes; hooks may be handles of others.
+_REGISTERED = {"training", "_parameters", "_buffers", "_modules"}
+
+
+@contextmanager
+def _same_tensors(tensors: list[Tensor], model: nn.Module) -> Iterator[None]:
     """Work on copies: the tensors' own storage is set aside, and put back at the end."""
-    tensors = list(chain(model.parameters(), model.buffers()))
     aside = [(tensor, tensor.data, tensor.grad, tensor.requires_grad) for tensor in tensors]
+    # A ScriptModule's are read-only.
     homes: list[Any] = [
-        home for module in model.modules() for home in (module._parameters, module._buffers)
+        home
+        for module in model.modules()
+        for home in (module._parameters, module._buffers)
+        if isinstance(home, dict)
     ]
     registered = [(home, dict(home)) for home in homes]
     try:

@@ -1,21 +1,27 @@
 """The spine: probe, score, rank, keep; again for every round."""
 
+import warnings
 from collections import deque
-from collections.abc import Iterable, Iterator
-from typing import Any
+from collections.abc import Generator, Iterable, Iterator
+from dataclasses import dataclass
+from typing import Any, Literal, get_args
 
 import torch
 from torch import Tensor, nn
 
+from lit_prune.connectivity import Connectivity
 from lit_prune.criteria import CriterionLike
-from lit_prune.errors import LitPruneError, MasksMismatch
+from lit_prune.errors import LitPruneError, MasksMismatch, TargetMissed
 from lit_prune.masks import Masks
 from lit_prune.probe import Example, Loss, Probe, cross_entropy, default_generator, undisturbed
 from lit_prune.prunable import Patterns
 from lit_prune.ranking import QuotaLike, Ranking
+from lit_prune.search import Found, Trail, first_enough, least_reachable, reprune, walk_back
 from lit_prune.targets import Target, TargetLike
 
-__all__ = ["budgets", "last", "prune", "prune_by_rounds", "rounds_of"]
+__all__ = ["Search", "budgets", "last", "prune", "prune_by_rounds", "rounds_of"]
+
+Search = Literal["curve", "reprune"]
 
 
 def prune(
@@ -30,17 +36,24 @@ def prune(
     generator: torch.Generator | None = None,
     include: Patterns = None,
     exclude: Patterns = None,
+    search: Search = "curve",
+    prune_ineffective: bool = False,
+    allow_collapse: bool = False,
 ) -> Masks:
     """Return masks that keep exactly as many connections of ``model`` as ``target`` says.
 
     The model is only looked at and comes back bit-identical; ``masks.apply(model)`` prunes it.
     The global random states are not touched.
 
+    An effective target is met from above: the masks have at least the effective connections asked
+    for, and without the next connection in the ranking they would have less. Where none has exactly
+    so many, the last before it is kept and :class:`TargetMissed` warns.
+
     Args:
         model: any module.
         criterion: scores connections, higher = keep: a ``Criterion`` or a function of that form.
-        target: a ``Target`` or what ``Target.parse`` reads, such as ``"100x"``; ``"1x"`` keeps
-            everything and scores nothing.
+        target: a ``Target`` or what ``Target.parse`` reads, such as ``"100x"`` or ``"100x
+            effective"``; ``"1x"`` keeps everything and scores nothing.
         quota: fixes how many each layer keeps, and the criterion ranks inside layers; None ranks
             all connections together.
         rounds: scores anew in so many rounds along a geometric path of densities; None takes the
@@ -51,9 +64,18 @@ def prune(
         generator: the source of all randomness; None is one seeded by ``torch.initial_seed()``.
         include: name pattern or patterns of what may be pruned (see :func:`prunable`).
         exclude: pattern or patterns of what may not.
+        search: how an effective target is found. ``"curve"`` scores once, or in its rounds down to
+            the direct count, and searches the ranking by connectivity; ``"reprune"`` prunes anew,
+            with fresh scores, until the effective rate meets the target: for criteria whose masks
+            do not nest.
+        prune_ineffective: also remove what is kept but ineffective; by default it stays, as in the
+            paper.
+        allow_collapse: return masks of which nothing is effective instead of an error, where
+            effective connections are asked for.
 
     Raises:
         NonFiniteScores: a score is NaN or infinite; the layer is named.
+        UnsupportedOp: connectivity is asked for and the model has an operation without a rule.
         LitPruneError: what is asked for cannot be met.
 
     >>> from lit_prune.criteria import Magnitude
@@ -63,7 +85,19 @@ def prune(
     """
     masks = Masks.dense(model, include, exclude)
     steps = prune_by_rounds(
-        model, masks, criterion, target, quota, rounds, batches, loss, example, generator
+        model,
+        masks,
+        criterion,
+        target,
+        quota,
+        rounds,
+        batches,
+        loss,
+        example,
+        generator,
+        search,
+        prune_ineffective,
+        allow_collapse,
     )
     return last(steps, masks)
 
@@ -79,29 +113,134 @@ def prune_by_rounds(
     loss: Loss | None = None,
     example: Example = None,
     generator: torch.Generator | None = None,
+    search: Search = "curve",
+    prune_ineffective: bool = False,
+    allow_collapse: bool = False,
 ) -> Iterator[Masks]:
     """Yield the masks after every round of pruning; the arguments are those of :func:`prune`.
 
     Between two rounds the model may be looked at, and it is as it came. Nothing is yielded, and
-    nothing scored, where the target keeps every connection.
+    nothing scored, where the target keeps every connection. The last masks are those asked for; an
+    effective target has its search after the rounds.
     """
     for role, given in (("criterion", criterion), ("quota", quota)):
         if isinstance(given, type) or (given is not None and not callable(given)):
             raise LitPruneError(f"{role}={given!r} is no function: pass an object, as in SNIP()")
-    keep = Target.parse(target).count(masks.total)
+    if search not in get_args(Search):
+        known = ", ".join(get_args(Search))
+        raise LitPruneError(f"unknown search {search!r}; known: {known}")
+    target = Target.parse(target)
+    keep = target.count(masks.total)
     generator = generator or default_generator()
     data = () if batches is None else batches
     if isinstance(data, Iterator):
         data = list(data)
-    for budget in budgets(masks.total, keep, rounds_of(criterion, rounds)):
-        probe = Probe(model, masks, data, loss or cross_entropy, example, generator, budget)
-        with undisturbed(model, seed=generator.initial_seed()):
-            # Taken over in here, since the scores may be the lent weights themselves.
-            scores = _checked(criterion(probe), masks)
-            ranking = Ranking(scores, quota, among=masks, finite=True)
-            del scores
-        masks = ranking.keep(budget)
+    spine = _Spine(model, criterion, quota, data, loss or cross_entropy, example, generator)
+    number = rounds_of(criterion, rounds)
+    needs_paths = keep < masks.total and (target.measure == "effective" or prune_ineffective)
+    connectivity = spine.connectivity(masks) if needs_paths else None
+    if target.measure == "direct" or keep == masks.total:
+        for step, _ in spine.rounds(masks, keep, number):
+            masks = step
+            yield masks
+    else:
+        assert connectivity is not None
+        found = yield from _searched(spine, connectivity, masks, keep, number, search)
+        _require_life(found, allow_collapse)
+        _warn_if_missed(target, found, masks.total, keep)
+        masks = found.masks
         yield masks
+    if prune_ineffective and connectivity is not None:
+        yield connectivity.effective(masks)
+
+
+@dataclass(frozen=True)
+class _Spine:
+    """One network and how it is scored."""
+
+    model: nn.Module
+    criterion: CriterionLike
+    quota: QuotaLike | None
+    batches: Iterable[Any]
+    loss: Loss
+    example: Example
+    generator: torch.Generator
+
+    def rounds(self, masks: Masks, keep: int, number: int) -> Iterator[tuple[Masks, Ranking]]:
+        """Yield the masks after each round, and the ranking that it went by."""
+        for budget in budgets(masks.total, keep, number):
+            probe = self._probe(masks, budget)
+            with undisturbed(self.model, seed=self.generator.initial_seed()):
+                # Taken over in here, since the scores may be the lent weights themselves.
+                scores = _checked(self.criterion(probe), masks)
+                ranking = Ranking(scores, self.quota, among=masks, finite=True)
+                del scores
+            masks = ranking.keep(budget)
+            yield masks, ranking
+
+    def connectivity(self, masks: Masks) -> Connectivity:
+        """Return the connectivity of the network; only what the masks name is prunable."""
+        return Connectivity(self.model, self._probe(masks).inputs(), include=list(masks))
+
+    def _probe(self, masks: Masks, budget: int | None = None) -> Probe:
+        return Probe(
+            self.model, masks, self.batches, self.loss, self.example, self.generator, budget
+        )
+
+
+def _searched(
+    spine: _Spine, connectivity: Connectivity, dense: Masks, keep: int, number: int, search: Search
+) -> Generator[Masks, None, Found]:
+    """Yield the masks on the way to an effective target, and return what was found."""
+    if keep == 0:
+        nothing = Masks({name: torch.zeros_like(mask) for name, mask in dense.items()})
+        return Found(nothing, 0)
+    start = least_reachable(spine.quota, dense, keep)
+    if search == "reprune":
+        state = spine.generator.get_state()
+
+        def pruned(k: int) -> Masks:
+            spine.generator.set_state(state)
+            return last((masks for masks, _ in spine.rounds(dense, k, number)), dense)
+
+        for found in reprune(connectivity, pruned, dense.total, keep, start):
+            yield found.masks
+    elif number == 1:
+        _, ranking = next(spine.rounds(dense, start, 1))
+        found = first_enough(connectivity, ranking, keep, low=start - 1)
+    else:
+        trail, before = Trail(dense, spine.quota), dense
+        for masks, ranking in spine.rounds(dense, start, number):
+            yield masks
+            trail.add(before, masks, ranking)
+            before = masks
+        found = walk_back(connectivity, trail, keep)
+    if found.masks.kept == start > keep and found.effective > keep:
+        # The quota cannot go where the target is; it says so best itself.
+        assert spine.quota is not None
+        spine.quota({name: mask.shape for name, mask in dense.items()}, keep)
+    return found
+
+
+def _require_life(found: Found, allow_collapse: bool) -> None:
+    if not found.effective and not allow_collapse:
+        raise LitPruneError(
+            "nothing effective is left: no path of kept connections leads from the input to the "
+            "output; pass allow_collapse=True to go on all the same"
+        )
+
+
+def _warn_if_missed(target: Target, found: Found, total: int, keep: int) -> None:
+    if found.next_effective is None or found.effective == keep:
+        return
+    reached, after = (1 - n / total for n in (found.effective, found.next_effective))
+    warnings.warn(
+        f"no threshold meets {target} ({keep} of {total} connections) exactly: {found.effective} "
+        f"are effective, a sparsity of {reached:.6%}; the next possible one is {after:.6%}, with "
+        f"{found.next_effective}",
+        TargetMissed,
+        stacklevel=3,
+    )
 
 
 def last(steps: Iterator[Masks], dense: Masks) -> Masks:

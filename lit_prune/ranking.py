@@ -1,13 +1,13 @@
 """Ranking: one total order over all prunable connections, globally or inside each layer."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 
 import torch
 from torch import Tensor
 
 from lit_prune.errors import LitPruneError, MasksMismatch, NonFiniteScores
 from lit_prune.masks import Masks
-from lit_prune.selection import largest
+from lit_prune.selection import largest, ordered
 
 __all__ = ["QuotaLike", "Ranking"]
 
@@ -47,11 +47,11 @@ class Ranking:
         for name, score in scores.items():
             _require_numbers(name, score, finite)
         self._scores = {name: _comparable(score) for name, score in scores.items()}
-        self._quota = quota
+        self.quota = quota
         if among is not None and among.keys() != self._scores.keys():
             odd = sorted(among.keys() ^ self._scores.keys())[0]
             raise MasksMismatch(f"scores and masks are of different models: see {odd}")
-        self._among = among
+        self.among = among
         sizes = (score.numel() for score in scores.values())
         self.total: int = sum(sizes) if among is None else among.kept
 
@@ -64,25 +64,63 @@ class Ranking:
         """
         if not 0 <= k <= self.total:
             raise LitPruneError(f"cannot keep {k} of {self.total} connections")
-        if self._quota is None:
+        if self.quota is None:
             return Masks(self._first(list(self._scores), k))
         shapes = {name: score.shape for name, score in self._scores.items()}
-        counts = _checked(self._quota(shapes, k), self._sizes(), k)
+        counts = _checked(self.quota(shapes, k), self._sizes(), k)
         kept: dict[str, Tensor] = {}
         for name in self._scores:
             kept |= self._first([name], counts[name])
         return Masks(kept)
 
+    @property
+    def scores(self) -> dict[str, Tensor]:
+        """The scores; ``-inf`` for connections that are not ranked."""
+        if self.among is None:
+            return dict(self._scores)
+        kept = self.among
+        return {n: s.masked_fill(~kept[n], -torch.inf) for n, s in self._scores.items()}
+
+    def levels(self, counts: Sequence[int]) -> dict[str, Tensor]:
+        """Return for every connection the first of ``counts`` at which it is kept, as a score.
+
+        Level j is written as -j, in float32: ``levels(counts) >= -j`` are the masks
+        ``keep(counts[j])``. What even the last does not keep is at ``-inf``. So a search among many
+        masks of the ranking is a search for one threshold.
+
+        Args:
+            counts: rising, at most 2^24 of them.
+        """
+        first, last = self.keep(counts[0]), self.keep(counts[-1])
+        found = {
+            name: torch.where(mask, 0.0, -torch.inf).masked_fill_(last[name] & ~mask, -1.0)
+            for name, mask in first.items()
+        }
+        shapes = {name: score.shape for name, score in self._scores.items()}
+        groups = [[name] for name in found] if self.quota else [list(found)]
+        taken = {c: self.quota(shapes, c) for c in counts} if self.quota else {}
+        for names in groups:
+            marks = [found[name] == -1.0 for name in names]
+            places = ordered([self._scores[name] for name in names], marks)
+            sizes = [taken[c][names[0]] for c in counts] if self.quota else list(counts)
+            numbers = torch.arange(sizes[0] + 1, sizes[0] + 1 + len(places))
+            level = -torch.searchsorted(torch.tensor(sizes), numbers).float()
+            flat = torch.cat([found[name].flatten() for name in names])
+            flat[places] = level.to(flat.device)
+            pieces = flat.split([found[name].numel() for name in names])
+            found |= {n: p.view(found[n].shape) for n, p in zip(names, pieces, strict=True)}
+        return found
+
     def _sizes(self) -> dict[str, int]:
         """Return how many connections of each layer are ranked."""
-        if self._among is not None:
-            return {row.name: row.kept for row in self._among.layers()}
+        if self.among is not None:
+            return {row.name: row.kept for row in self.among.layers()}
         return {name: score.numel() for name, score in self._scores.items()}
 
     def _first(self, names: list[str], k: int) -> dict[str, Tensor]:
         """Return the first ``k`` connections of the layers ``names``, ranked together."""
         scores = [self._scores[name] for name in names]
-        among = None if self._among is None else [self._among[name] for name in names]
+        among = None if self.among is None else [self.among[name] for name in names]
         return dict(zip(names, largest(scores, k, among), strict=True))
 
 

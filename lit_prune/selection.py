@@ -7,10 +7,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-__all__ = ["largest"]
+__all__ = ["kth_largest", "largest", "ordered"]
 
 # Below this a plain selection is as fast as finding a bracket for it.
-_SMALL = 1 << 17
+_SMALL = 1 << 14
 _SAMPLE = 1 << 16
 
 
@@ -36,6 +36,32 @@ def largest(parts: list[Tensor], k: int, among: list[Tensor] | None = None) -> l
     for over, index in zip(above, _first(parts, inside, missing), strict=True):
         over.view(-1)[index] = True
     return above
+
+
+def kth_largest(parts: list[Tensor], k: int) -> Tensor:
+    """Return the k-th largest number of all ``parts`` together, 1 <= k <= their count."""
+    parts = _plain(parts)
+    above, inside, all_equal = _split(parts, k, None)
+    marked = zip(parts, inside, strict=True)
+    if all_equal:
+        return next(part.flatten()[_indices(mark)[0]] for part, mark in marked if bool(mark.any()))
+    values = torch.cat([part.flatten()[_indices(mark)] for part, mark in marked])
+    return values.kthvalue(values.numel() - (k - _count(above)) + 1).values
+
+
+def ordered(parts: list[Tensor], marks: list[Tensor]) -> Tensor:
+    """Return where the marked numbers lie in all ``parts`` laid end to end, largest first.
+
+    Ties are in the order in which :func:`largest` takes them.
+    """
+    starts = accumulate((part.numel() for part in parts), initial=0)
+    indices = [_indices(mark) for mark in marks]
+    pairs = zip(_plain(parts), indices, strict=True)
+    values = torch.cat([part.flatten()[index] for part, index in pairs])
+    through = torch.cat([i + start for i, start in zip(indices, starts, strict=False)])
+    by_place = _places(through).argsort(descending=True)
+    by_value = values[by_place].argsort(descending=True, stable=True)
+    return through[by_place][by_value]
 
 
 def _plain(parts: list[Tensor]) -> list[Tensor]:
@@ -106,8 +132,10 @@ def _least(dtype: torch.dtype) -> float | int:
 
 
 def _sample(parts: list[Tensor], among: list[Tensor] | None) -> Tensor:
-    """Return about 65,000 numbers, from every part in proportion to its size."""
-    stride = sum(part.numel() for part in parts) // _SAMPLE + 1
+    """Return up to 65,000 numbers, from every part in proportion to its size."""
+    total = sum(part.numel() for part in parts)
+    # Floyd and Rivest's size, at which sample and bracket are about as large.
+    stride = total // min(_SAMPLE, round(total ** (2 / 3))) + 1
     # In step with no kernel, row or channel, so that all of their places are met.
     while gcd(stride, 2 * 3 * 5 * 7) > 1:
         stride += 1

@@ -12,11 +12,17 @@ from lit_prune.errors import LitPruneError
 
 __all__ = ["Measure", "Target", "TargetLike"]
 
-Measure = Literal["direct"]
+Measure = Literal["direct", "effective"]
 Number = float | Fraction
 
-_FORMS = "'100x' (compression), '99%' (sparsity) or '2662' (connections to keep)"
-_TEXT = re.compile(r"(?P<number>[-+\w.]+?)\s*(?P<unit>x|%|)", re.IGNORECASE)
+_FORMS = (
+    "'100x' (compression), '99%' (sparsity) or '2662' (connections to keep), with 'effective' "
+    "behind it for effective ones"
+)
+_TEXT = re.compile(
+    rf"(?P<number>[-+\w.]+?)\s*(?P<unit>x|%|)(\s+(?P<measure>{'|'.join(get_args(Measure))}))?",
+    re.IGNORECASE,
+)
 
 
 @dataclass(frozen=True)
@@ -31,7 +37,8 @@ class Target:
         compression: total / kept, at least 1.
         density: share of connections kept, 0 to 1.
         keep: the number of connections kept.
-        measure: what is counted; ``"direct"`` counts what the masks keep.
+        measure: what is counted: ``"direct"`` counts what the masks keep, ``"effective"`` what
+            of it lies on a path from input to output (arXiv 2107.02306).
 
     Raises:
         LitPruneError: none or several are given, or one is out of its range.
@@ -64,12 +71,14 @@ class Target:
     def parse(cls, value: "TargetLike") -> "Target":
         """Return the target that ``value`` says, as a config or a command line writes it.
 
-        ``100x`` is a compression, ``99%`` a sparsity, a whole number the connections to keep; a
-        mapping names one of the arguments. A bare decimal is refused, as it could be a sparsity
-        or a density.
+        ``100x`` is a compression, ``99%`` a sparsity, a whole number the connections to keep;
+        ``100x effective`` counts effective connections. A mapping names the arguments. A bare
+        decimal is refused, as it could be a sparsity or a density.
 
         >>> Target.parse("99.5%")
         Target(sparsity=0.995, compression=None, density=None, keep=None, measure='direct')
+        >>> Target.parse("100x effective").measure
+        'effective'
         """
         if isinstance(value, Target):
             return value
@@ -79,15 +88,16 @@ class Target:
         number = _fraction(match["number"]) if match else None
         if match is None or number is None:
             raise LitPruneError(f"target {str(value)!r} is not understood; write {_FORMS}")
+        measure: Any = (match["measure"] or "direct").lower()
         if match["unit"].lower() == "x":
-            return cls(compression=_plain(number))
+            return cls(compression=_plain(number), measure=measure)
         if match["unit"] == "%":
             if not 0 <= number <= 100:
                 raise LitPruneError(f"target {value!r} is out of range: a sparsity is 0% to 100%")
-            return cls(sparsity=_plain(number / 100))
+            return cls(sparsity=_plain(number / 100), measure=measure)
         if not re.fullmatch(r"[-+]?\d+", match["number"]):
             raise LitPruneError(f"target {value!r} is ambiguous; write {_FORMS}")
-        return cls(keep=int(number))
+        return cls(keep=int(number), measure=measure)
 
     @classmethod
     def _from_mapping(cls, value: Mapping[str, Any]) -> "Target":
@@ -127,11 +137,12 @@ class Target:
 
     def __str__(self) -> str:
         """Write the target as a config would, where it has such a form."""
+        ending = "" if self.measure == "direct" else f" {self.measure}"
         if self.keep is not None:
-            return str(self.keep)
+            return f"{self.keep}{ending}"
         if self.compression is not None:
-            return f"{_decimal(self.compression)}x"
-        return f"{_decimal(100 * self._exact_sparsity())}%"
+            return f"{_decimal(self.compression)}x{ending}"
+        return f"{_decimal(100 * self._exact_sparsity())}%{ending}"
 
 
 TargetLike = Target | str | int | float | Mapping[str, Any]

@@ -13,7 +13,7 @@ ROOT = Path(lit_prune.__file__).parent
 FLOORS = [
     {"errors", "files", "names", "prunable", "masks", "probe", "shelf", "selection", "weights"},
     {"ranking", "criteria", "quotas", "backbones", "connectivity"},
-    {"prune", "targets", "schedules", "measure"},
+    {"prune", "search", "targets", "schedules", "measure"},
     {"callbacks", "module", "data"},
     {"cli", "complaint", "run", "report", "__main__"},
 ]

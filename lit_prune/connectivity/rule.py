@@ -1,0 +1,356 @@
+"""Rules: what an operation connects, one function each.
+
+A rule is a function of a :class:`Wire` and the operation's own arguments, in which tensors on a
+path from the input stand as :class:`Signal` and prunable weights as :class:`Weight`; everything
+else is as it was. It says by the verbs of the wire what the result is made of, and returns that,
+in the form of the operation's result (None where a result is on no path)::
+
+    from lit_prune.connectivity import rule
+
+    @rule("mylib::swish_and_pool")
+    def swish_and_pool(wire, x, dim):
+        return wire.over(x, dim)
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Size, Tensor
+from torch.utils._python_dispatch import _disable_current_modes
+from torch.utils._pytree import tree_iter, tree_map_only
+
+from lit_prune.connectivity.conv_shape import ConvShape
+from lit_prune.connectivity.layers import Conv, Dense
+from lit_prune.connectivity.wiring import (
+    Copies,
+    Cut,
+    Join,
+    Merge,
+    Over,
+    Permute,
+    Reshape,
+    Signal,
+    Step,
+    UnsupportedOp,
+    Weight,
+    Windows,
+)
+
+__all__ = ["Rule", "Wire", "rule", "rule_of"]
+
+Rule = Callable[..., Any]
+_RULES: dict[str, Rule] = {}
+
+
+def rule(*names: str) -> Callable[[Rule], Rule]:
+    """Declare a function the rule of operations, named ``add`` (of aten) or ``library::name``.
+
+    In-place forms share the rule of their plain form.
+    """
+
+    def declare(function: Rule) -> Rule:
+        for name in names:
+            _RULES[name if "::" in name else f"aten::{name}"] = function
+        return function
+
+    return declare
+
+
+def rule_of(func: Any) -> Rule | None:
+    """Return the rule of an operation of PyTorch's dispatcher, if there is one."""
+    name = func.overloadpacket._qualified_op_name
+    found = _RULES.get(name)
+    if found is None and func._schema.is_mutable:
+        found = _RULES.get(name.removesuffix("_"))
+    return found
+
+
+class Wire:
+    """The verbs of rules: each adds steps and returns the signals that they lead to.
+
+    Attributes:
+        result: what the operation returned, for shapes.
+    """
+
+    def __init__(
+        self,
+        steps: list[Step],
+        func: Any,
+        args: Sequence[Any],
+        kwargs: dict[str, Any],
+        result: Any,
+        seen: dict[int, Any],
+    ) -> None:
+        self._steps = steps
+        self._func, self._args, self._kwargs = func, args, kwargs
+        self._seen = seen
+        self.result = result
+
+    @property
+    def shape(self) -> Size:
+        """The shape of the (first) result."""
+        first = self.result[0] if isinstance(self.result, tuple | list) else self.result
+        return first.shape
+
+    def merge(self, *operands: Any, shape: Size | None = None) -> Signal | Weight | None:
+        """Elementwise with broadcasting: a path runs through any operand."""
+        shape = self.shape if shape is None else shape
+        marked = [x for x in operands if isinstance(x, Signal | Weight)]
+        if not marked:
+            return None
+        if len(marked) == 1 and marked[0].shape == shape:
+            return marked[0]
+        return self._add(Merge(self._signals(marked), (Signal(shape),)))
+
+    def over(
+        self, x: Any, dims: int | Sequence[int] | None, keep_dims: bool = False
+    ) -> Signal | None:
+        """Any of all elements along ``dims`` (None: along all)."""
+        if not isinstance(x, Signal | Weight):
+            return None
+        (x,) = self._signals([x])
+        rank = len(x.shape)
+        every = range(rank) if dims is None else [dims] if isinstance(dims, int) else dims
+        chosen = tuple(sorted({d % rank for d in every})) if rank else ()
+        if not chosen:
+            return x
+        kept = [1 if d in chosen else n for d, n in enumerate(x.shape)]
+        shape = kept if keep_dims else [n for d, n in enumerate(x.shape) if d not in chosen]
+        return self._add(Over((x,), (Signal(Size(shape)),), chosen, keep_dims))
+
+    def mixed(self, x: Any, dims: int | Sequence[int] | None) -> Signal | Weight | None:
+        """Every element along ``dims`` depends on all of them; the shape stays."""
+        if not isinstance(x, Signal | Weight):
+            return None
+        return self.merge(self.over(x, dims, keep_dims=True), shape=x.shape)
+
+    def reshaped(self, x: Any, shape: Sequence[int] | None = None) -> Any:
+        """The same elements in the same order under another shape."""
+        if not isinstance(x, Signal | Weight):
+            return None
+        shape = self.shape if shape is None else Size(shape)
+        if x.shape == shape:
+            return x
+        (x,) = self._signals([x])
+        return self._add(Reshape((x,), (Signal(shape),)))
+
+    def permuted(self, x: Any, order: Sequence[int]) -> Any:
+        """The same elements with their dimensions in another order."""
+        if not isinstance(x, Signal | Weight):
+            return None
+        (x,) = self._signals([x])
+        order = tuple(d % len(x.shape) for d in order)
+        return self._add(Permute((x,), (Signal(Size([x.shape[d] for d in order])),), order))
+
+    def cut(
+        self, x: Any, dim: int, slices: Sequence[tuple[int, int, int]], drops_dim: bool = False
+    ) -> Any:
+        """Slices ``(start, length, step)`` along ``dim``; one signal for each."""
+        if not isinstance(x, Signal | Weight):
+            return None
+        (x,) = self._signals([x])
+        dim %= len(x.shape)
+        sizes = [[n if d != dim else c[1] for d, n in enumerate(x.shape)] for c in slices]
+        for size in sizes:
+            if drops_dim:
+                del size[dim]
+        outputs = tuple(Signal(Size(size)) for size in sizes)
+        self._steps.append(Cut((x,), outputs, dim, tuple(slices), drops_dim))
+        return outputs
+
+    def joined(self, parts: Sequence[Any], dim: int) -> Signal:
+        """Concatenation; constants among the parts are on no path."""
+        rank = len(self.shape)
+        parts = [p for p in parts if len(p.shape) == rank]  # cat skips legacy empty tensors
+        marked = [p for p in parts if isinstance(p, Signal | Weight)]
+        signals = self._signals(list(dict.fromkeys(marked)))
+        places = {id(s): n for n, s in enumerate(signals)}
+        sizes = tuple((places.get(id(p)), p.shape[dim % rank]) for p in parts)
+        return self._add(Join(signals, (Signal(self.shape),), dim % rank, sizes))
+
+    def copied(self, run: Callable[..., Tensor] | None = None) -> Any:
+        """Every element of the result is a copy of an operand's, found by running on indices.
+
+        Serves all operations that only rearrange, at the price of an index for every element.
+        """
+        marks, start = {}, 1
+        given = (x for x in tree_iter((self._args, self._kwargs)) if isinstance(x, Tensor))
+        signals = [(x, self._seen[id(x)]) for x in given if self._seen.get(id(x)) is not None]
+        for tensor, _ in signals:
+            numbers = torch.arange(start, start + tensor.numel(), dtype=torch.float64)
+            marks[id(tensor)] = numbers.view(tensor.shape).to(tensor.device)
+            start += tensor.numel()
+
+        def as_index(x: Tensor) -> Tensor:
+            if id(x) in marks:
+                return marks[id(x)]
+            return torch.zeros_like(x, dtype=torch.float64) if x.is_floating_point() else x
+
+        args, kwargs = tree_map_only(Tensor, as_index, (self._args, self._kwargs))
+        with _disable_current_modes():
+            found = (run or self._func)(*args, **kwargs)
+        results = found if isinstance(found, tuple | list) else [found]
+        inputs = self._signals([signal for _, signal in signals])
+        made = [
+            self._add(Copies(inputs, (Signal(r.shape),), (r - 1).round().long())) for r in results
+        ]
+        return made if isinstance(found, tuple | list) else made[0]
+
+    def windowed(self, x: Any, dims: Sequence[int]) -> Any:
+        """Any of a window along each of ``dims``, found by running on one element at a time."""
+        if not isinstance(x, Signal | Weight):
+            return None
+        (x,) = self._signals([x])
+        forward, back = {}, {}
+        for dim in dims:
+            seen = self._seen_along(x.shape, dim, dims)
+            if seen.shape[0] == seen.shape[1] and bool((seen == torch.eye(len(seen))).all()):
+                continue
+            device = _device_of(self.result)
+            forward[dim], back[dim] = _places(seen).to(device), _places(seen.T).to(device)
+        return self._add(Windows((x,), (Signal(self.shape),), forward, back))
+
+    def placed(self, x: Any, places: Mapping[int, Tensor]) -> Any:
+        """Copies along some dimensions: the place that each output place shows, -1 for none."""
+        if not isinstance(x, Signal | Weight):
+            return None
+        (x,) = self._signals([x])
+        forward, back = {}, {}
+        for dim, shown in places.items():
+            seen = shown[:, None] == torch.arange(x.shape[dim])
+            device = _device_of(self.result)
+            forward[dim], back[dim] = shown[:, None].to(device), _places(seen.T).to(device)
+        return self._add(Windows((x,), (Signal(self.shape),), forward, back))
+
+    def _seen_along(self, shape: Size, dim: int, dims: Sequence[int]) -> Tensor:
+        """Return which places along ``dim`` each output place sees, as (outputs, inputs)."""
+        size = shape[dim]
+        ones = torch.eye(size).view(size, 1, *(size if d == dim else 1 for d in dims))
+        ones = ones.expand(size, 1, *(shape[d] for d in dims)).contiguous()
+        with _disable_current_modes():
+            found = self._func(ones, *self._args[1:], **self._kwargs)
+        values = found[0] if isinstance(found, tuple | list) else found
+        others = [1, *(n for n, d in enumerate(dims, 2) if d != dim)]
+        return values.abs().amax(others).T > 1e-6
+
+    def spatial(self, x: Any) -> list[int]:
+        """Return the dimensions of the positions: all but the batch and the channels."""
+        name = self._func.overloadpacket._qualified_op_name
+        rank = next(n for n in (1, 2, 3) if f"{n}d" in name)
+        return list(range(len(x.shape) - rank, len(x.shape)))
+
+    def marks(self, x: Any) -> bool:
+        """Whether ``x`` is a signal or a weight, and no constant."""
+        return isinstance(x, Signal | Weight)
+
+    # Layers.
+
+    def dense(self, x: Any, weight: Any, shape: Size | None = None) -> Any:
+        """``x W^T`` with W (outputs, inputs); a constant W has all connections."""
+        if not self._flows(x, weight):
+            return None
+        shape = self.shape if shape is None else shape
+        if not isinstance(weight, Weight):
+            return self.merge(self.over(x, -1, keep_dims=True), shape=shape)
+        weight = _as_matrix(weight)
+        return self._add(Dense((x,), (Signal(shape),), weight, weight.size))
+
+    def dense_from_left(self, weight: Weight, x: Any) -> Any:
+        """``W x`` with W (outputs, inputs)."""
+        if not self._flows(x, weight):
+            return None
+        if len(x.shape) == 1:
+            return self.dense(x, weight)
+        turned = self.permuted(x, _turned(len(x.shape)))
+        found = self.dense(turned, weight, Size([*turned.shape[:-1], weight.shape[-2]]))
+        return self.permuted(found, _turned(len(x.shape)))
+
+    def turned(self, weight: Weight) -> Weight:
+        """Return the transposed matrix of a weight."""
+        size, stride = list(weight.size), list(weight.stride)
+        size[-2:], stride[-2:] = size[:-3:-1], stride[:-3:-1]
+        return Weight(weight.name, tuple(size), tuple(stride), weight.offset)
+
+    def conv(
+        self,
+        x: Any,
+        weight: Any,
+        stride: Any,
+        padding: Any,
+        dilation: Any,
+        groups: int,
+        transposed: bool = False,
+    ) -> Any:
+        """A convolution of any dimension; a constant weight has all connections."""
+        if not self._flows(x, weight):
+            return None
+        rank, shape = len(weight.shape) - 2, self.shape
+        if len(x.shape) == rank + 1:
+            x, shape = self.reshaped(x, (1, *x.shape)), Size([1, *shape])
+        ends = [tuple(shape[2:]), tuple(x.shape[2:])]
+        coarse, fine = ends[::-1] if transposed else ends
+        geometry = ConvShape(
+            tuple(weight.shape[2:]),
+            _each(stride, rank),
+            _each(padding, rank),
+            _each(dilation, rank),
+            fine,
+            coarse,
+            groups,
+            _device_of(self.result),
+        )
+        part = weight if isinstance(weight, Weight) else None
+        step = Conv((x,), (Signal(shape),), part, tuple(weight.shape), geometry, transposed)
+        return self.reshaped(self._add(step))
+
+    def _flows(self, x: Any, weight: Any) -> bool:
+        """Whether ``x`` is a signal; a weight that only meets constants is on no path."""
+        if isinstance(x, Weight):
+            raise UnsupportedOp(f"multiplies the prunable weight {x.name} with another tensor")
+        return isinstance(x, Signal)
+
+    def refuse(self, why: str) -> UnsupportedOp:
+        """Return the error to raise for what a rule does not cover."""
+        return UnsupportedOp(why)
+
+    def _add(self, step: Step) -> Signal:
+        self._steps.append(step)
+        return step.outputs[0]
+
+    def _signals(self, marked: Sequence[Any]) -> tuple[Signal, ...]:
+        for x in marked:
+            if isinstance(x, Weight):
+                raise UnsupportedOp(f"takes the prunable weight {x.name} in a way without a rule")
+        return tuple(marked)
+
+
+def _device_of(result: Any) -> torch.device:
+    return next(x.device for x in tree_iter(result) if isinstance(x, Tensor))
+
+
+def _as_matrix(weight: Weight) -> Weight:
+    """Return a weight without dimensions that repeat it for a batch."""
+    while len(weight.size) > 2 and (weight.size[0] == 1 or weight.stride[0] == 0):
+        weight = Weight(weight.name, weight.size[1:], weight.stride[1:], weight.offset)
+    if len(weight.size) != 2:
+        raise UnsupportedOp(f"takes the prunable weight {weight.name} as several matrices")
+    return weight
+
+
+def _turned(rank: int) -> list[int]:
+    return [*range(rank - 2), rank - 1, rank - 2]
+
+
+def _each(size: Any, rank: int) -> tuple[int, ...]:
+    sizes = [size] if isinstance(size, int) else list(size)
+    return tuple(sizes * rank if len(sizes) == 1 else sizes)
+
+
+def _places(seen: Tensor) -> Tensor:
+    """Return the places marked in each row, -1 where there are less than in others."""
+    width = max(int(seen.sum(1).max()), 1)
+    order = seen.to(torch.int8).sort(dim=1, descending=True, stable=True).indices[:, :width]
+    return torch.where(seen.gather(1, order), order, -1)

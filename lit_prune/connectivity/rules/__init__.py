@@ -1,0 +1,7 @@
+"""The rules that come with the house: every file in this folder is loaded, so that adding is a file."""
+
+import pkgutil
+from importlib import import_module
+
+for _info in pkgutil.iter_modules(__path__):
+    import_module(f"{__name__}.{_info.name}")
