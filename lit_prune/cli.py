@@ -6,7 +6,8 @@ import sys
 import time
 import warnings
 from argparse import ArgumentError
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from importlib import import_module
 from itertools import pairwise
 from pathlib import Path
@@ -14,7 +15,7 @@ from typing import Any
 
 import torch
 import yaml
-from jsonargparse import ArgumentParser
+from jsonargparse import ArgumentParser, Namespace
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.fabric.utilities.rank_zero import rank_zero_only
 from lightning.pytorch import Callback, LightningDataModule, LightningModule, Trainer
@@ -33,10 +34,10 @@ from lit_prune.probe import undisturbed
 from lit_prune.run import RunFolder, environment, folder_name, mask_summary
 from lit_prune.shelf import members
 
-__all__ = ["main", "make_trainer", "quiet"]
+__all__ = ["MISTAKES", "TrainCLI", "main", "make_trainer", "parsed", "quiet", "require_fit"]
 
 # What Lightning and PyTorch raise for settings that cannot work.
-_MISTAKES = (
+MISTAKES = (
     ArithmeticError,
     AttributeError,
     MisconfigurationException,
@@ -71,7 +72,7 @@ def main(args: Sequence[str] | None = None) -> int:
 
 
 def _run(args: list[str]) -> None:
-    cli = _parsed(args)
+    cli = parsed(args)
     settings = cli.settings()
     name = folder_name([str(path) for path in cli.config.get("config") or []], settings)
     folder = RunFolder(Path(cli.config.run_dir or Path("runs") / name))
@@ -83,7 +84,7 @@ def _run(args: list[str]) -> None:
     summary = None if overwrite else folder.summary()
     if summary is None:
         model, datamodule, manager, trainer = cli.objects(folder)
-        _require_fit(model, datamodule)
+        require_fit(model, datamodule)
         if overwrite:
             folder.remove()
         summary = _train(model, datamodule, manager, trainer, folder, settings, args)
@@ -107,14 +108,15 @@ def _train(
     with folder.held(settings):
         found = _fit_and_test(model, datamodule, manager, trainer, folder)
         assert manager.masks is not None
+        assert manager.measurement is not None
         summary = {
             **found,
-            **mask_summary(manager.masks),
+            **mask_summary(manager.masks, manager.measurement),
             "seed": settings["seed_everything"],
             "command": shlex.join(["python", "train.py", *args]),
             **environment(),
         }
-        folder.finish(manager.masks, summary)
+        folder.finish(manager.masks, manager.measurement.layers, summary)
     return folder.summary() or summary
 
 
@@ -131,7 +133,7 @@ def _fit_and_test(
         _require_whole(checkpoint)
     try:
         trainer.fit(model, datamodule=datamodule, ckpt_path=checkpoint, weights_only=True)
-    except _MISTAKES as error:
+    except MISTAKES as error:
         if isinstance(error, LitPruneError) or trainer.global_step:
             raise
         kind = type(error).__name__
@@ -147,7 +149,7 @@ def _fit_and_test(
     }
 
 
-class _TrainCLI(LightningCLI):
+class TrainCLI(LightningCLI):
     """Parses and seeds; the objects are built when :meth:`objects` is called."""
 
     def __init__(self, args: list[str]) -> None:
@@ -185,25 +187,44 @@ class _TrainCLI(LightningCLI):
         settings = yaml.safe_load(text)
         return {k: v for k, v in settings.items() if k not in ("config", "run_dir", "overwrite")}
 
+    def manager(self) -> MaskManager:
+        """Build the mask manager alone."""
+        parser = LightningArgumentParser()
+        parser.add_lightning_class_args(MaskManager, "pruning")
+        with _complaints():
+            return parser.instantiate(Namespace(pruning=self.config.pruning)).pruning
+
     def objects(
         self, folder: RunFolder
     ) -> tuple[LightningModule, LightningDataModule, MaskManager, Trainer]:
         """Build the module, the data, the mask manager and the trainer."""
         _require_length(self.config.trainer)
-        try:
+        with _complaints():
             built = self.parser.instantiate(self.config)
             trainer = make_trainer(dict(built.trainer), built.pruning, folder)
-        except LitPruneError:
-            raise
-        except _MISTAKES as error:
-            raise LitPruneError(_complaint(error)) from error
         return built.model, built.data, built.pruning, trainer
 
 
-def _parsed(args: list[str]) -> _TrainCLI:
+@contextmanager
+def _complaints() -> Iterator[None]:
+    """Say in one line why an object cannot be built."""
+    try:
+        yield
+    except LitPruneError:
+        raise
+    except MISTAKES as error:
+        raise LitPruneError(_complaint(error)) from error
+
+
+def parsed(args: list[str]) -> TrainCLI:
+    """Parse ``args`` as ``train.py`` does, and seed the global generators as it does.
+
+    Raises:
+        LitPruneError: an option or a value is mistaken; it is named.
+    """
     _require_readable(args)
     try:
-        return _TrainCLI(args)
+        return TrainCLI(args)
     except (ArgumentError, ValueError) as error:
         raise LitPruneError(_complaint(error)) from error
 
@@ -283,7 +304,7 @@ def _require_length(trainer: Any) -> None:
         raise LitPruneError("trainer.max_epochs is not set: how long is the training?")
 
 
-def _require_fit(model: LightningModule, datamodule: LightningDataModule) -> None:
+def require_fit(model: LightningModule, datamodule: LightningDataModule) -> None:
     """Check on one image that the backbone takes the data and gives a logit for every class."""
     if not isinstance(datamodule, ImagesInMemory) or not _is_first_rank():
         return
@@ -324,12 +345,22 @@ def _table(summary: dict[str, Any], folder: RunFolder) -> str:
         "connections": f"{summary['total']:,}",
         "kept": f"{summary['kept']:,}",
         "sparsity": f"{summary['direct_sparsity']:.4%}",
+        "effective": _count(summary["effective_kept"]),
+        "eff. sparsity": _share(summary["effective_sparsity"]),
         "test accuracy": "none" if accuracy is None else f"{accuracy:.2%}",
         "seconds": f"{summary['seconds']:.1f}",
         "run folder": str(folder.path),
         "look at it": f"tensorboard --logdir {shlex.quote(str(folder.path))}",
     }
     return "\n".join(f"{name:>14}  {value}" for name, value in rows.items())
+
+
+def _count(number: int | None) -> str:
+    return "not measured" if number is None else f"{number:,}"
+
+
+def _share(number: float | None) -> str:
+    return "not measured" if number is None else f"{number:.4%}"
 
 
 def _leave_together() -> None:

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from lit_prune.cli import _parsed
+from lit_prune.cli import parsed
 
 ROOT = Path(__file__).resolve().parents[1]
 CONFIGS = sorted(path.relative_to(ROOT) for path in (ROOT / "configs").rglob("*.yaml"))
@@ -22,7 +22,7 @@ def test_the_first_line_of_a_config_runs_it(config, monkeypatch):
     first = config.read_text().splitlines()[0]
     assert first.startswith(f"# python train.py --config {config}")
     _, _, _, *args = shlex.split(first)
-    settings = _parsed(args).settings()
+    settings = parsed(args).settings()
     assert {"seed_everything", "trainer", "model", "data", "pruning"} <= set(settings)
     assert settings["trainer"]["max_epochs"] >= 1
     assert settings["pruning"]["target"]

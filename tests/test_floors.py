@@ -15,7 +15,7 @@ FLOORS = [
     {"ranking", "criteria", "quotas", "backbones", "connectivity"},
     {"prune", "search", "targets", "schedules", "measure"},
     {"callbacks", "module", "data"},
-    {"cli", "complaint", "run", "report", "__main__"},
+    {"cli", "complaint", "curve", "run", "report", "__main__"},
 ]
 FLOOR_OF = {room: floor for floor, rooms in enumerate(FLOORS) for room in rooms}
 LIGHTNING_FLOOR = 3
