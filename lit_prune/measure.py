@@ -18,7 +18,7 @@ from lit_prune.masks import LayerRow, Masks
 from lit_prune.names import plain_name
 from lit_prune.probe import undisturbed
 
-__all__ = ["Flops", "LayerMeasure", "Measurement", "count_flops", "measure"]
+__all__ = ["Flops", "LayerMeasure", "Measurement", "count_flops", "measure", "unmeasured"]
 
 
 class LayerMeasure(NamedTuple):
@@ -47,7 +47,7 @@ class LayerMeasure(NamedTuple):
     effective: int | None
     dead_in: int | None
     dead_out: int | None
-    flops: int
+    flops: int | None
     effective_flops: int | None
 
 
@@ -69,7 +69,7 @@ class Measurement:
     """
 
     layers: tuple[LayerMeasure, ...]
-    other_flops: int
+    other_flops: int | None
 
     def totals(self) -> dict[str, float | None]:
         """Return the sums over all layers, as they stand in a summary.
@@ -80,15 +80,26 @@ class Measurement:
         """
         total = sum(row.total for row in self.layers)
         kept = _sum(row.effective for row in self.layers)
-        flops = _sum(row.effective_flops for row in self.layers)
+        other = self.other_flops
+        effective_flops = _sum([other, *(row.effective_flops for row in self.layers)])
         return {
             "effective_kept": kept,
             "effective_sparsity": None if kept is None else (total - kept) / max(total, 1),
             "effective_compression": None if kept is None else total / kept if kept else math.inf,
-            "effective_flops": None if flops is None else flops + self.other_flops,
-            "flops": sum(row.flops for row in self.layers) + self.other_flops,
-            "other_flops": self.other_flops,
+            "effective_flops": effective_flops,
+            "flops": _sum([other, *(row.flops for row in self.layers)]),
+            "other_flops": other,
         }
+
+    def plain(self) -> dict[str, Any]:
+        """Return the measurement as lists and numbers, which a checkpoint may hold."""
+        return {"layers": [list(row) for row in self.layers], "other_flops": self.other_flops}
+
+    @classmethod
+    def from_plain(cls, plain: Mapping[str, Any]) -> "Measurement":
+        """Read what :meth:`plain` wrote."""
+        rows = (LayerMeasure(*row) for row in plain["layers"])
+        return cls(tuple(rows), plain["other_flops"])
 
 
 def measure(
@@ -121,6 +132,12 @@ def measure(
         _row(layer, flops.by_weight[layer.name], counts.get(layer.name)) for layer in masks.layers()
     ]
     return Measurement(tuple(rows), flops.other)
+
+
+def unmeasured(masks: Masks) -> Measurement:
+    """Return what is known of masks without running their model: the counts of the masks."""
+    rows = (LayerMeasure(*layer, None, None, None, None, None) for layer in masks.layers())
+    return Measurement(tuple(rows), None)
 
 
 def count_flops(model: nn.Module, masks: Masks, inputs: tuple[Tensor, ...]) -> Flops:

@@ -19,7 +19,7 @@ from lit_prune.ranking import QuotaLike, Ranking
 from lit_prune.search import Found, Trail, first_enough, least_reachable, reprune, walk_back
 from lit_prune.targets import Target, TargetLike
 
-__all__ = ["Search", "budgets", "last", "prune", "prune_by_rounds", "rounds_of"]
+__all__ = ["Search", "budgets", "last", "prune", "prune_by_rounds", "require_life", "rounds_of"]
 
 Search = Literal["curve", "reprune"]
 
@@ -146,7 +146,8 @@ def prune_by_rounds(
     else:
         assert connectivity is not None
         found = yield from _searched(spine, connectivity, masks, keep, number, search)
-        _require_life(found, allow_collapse)
+        if not allow_collapse:
+            require_life(found.effective)
         _warn_if_missed(target, found, masks.total, keep)
         masks = found.masks
         yield masks
@@ -222,8 +223,13 @@ def _searched(
     return found
 
 
-def _require_life(found: Found, allow_collapse: bool) -> None:
-    if not found.effective and not allow_collapse:
+def require_life(effective: int) -> None:
+    """Check that some connections are effective.
+
+    Raises:
+        LitPruneError: none is.
+    """
+    if not effective:
         raise LitPruneError(
             "nothing effective is left: no path of kept connections leads from the input to the "
             "output; pass allow_collapse=True to go on all the same"

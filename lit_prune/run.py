@@ -10,7 +10,7 @@ import os
 import platform
 import shutil
 import subprocess
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib.metadata import version
@@ -21,7 +21,8 @@ import yaml
 
 from lit_prune.errors import LitPruneError
 from lit_prune.files import write_whole
-from lit_prune.masks import LayerRow, Masks
+from lit_prune.masks import Masks
+from lit_prune.measure import LayerMeasure, Measurement
 
 __all__ = ["RunFolder", "environment", "folder_name", "mask_summary"]
 
@@ -122,10 +123,12 @@ class RunFolder:
                 raise LitPruneError(f"{self.path} is in use by another run") from error
             yield
 
-    def finish(self, masks: Masks, summary: Mapping[str, Any]) -> None:
+    def finish(
+        self, masks: Masks, layers: Sequence[LayerMeasure], summary: Mapping[str, Any]
+    ) -> None:
         """Write masks, layers and, last of all, the summary that marks the run as finished."""
         masks.save(self.path / "masks.safetensors")
-        write_whole(self.path / "layers.csv", _as_csv(masks.layers()))
+        write_whole(self.path / "layers.csv", _as_csv(layers))
         finite = {key: _finite(value) for key, value in summary.items()}
         write_whole(self.path / "summary.json", json.dumps(finite, indent=2) + "\n")
 
@@ -141,13 +144,17 @@ def folder_name(configs: list[str], settings: Mapping[str, Any]) -> str:
     return f"{stems}-{hashlib.sha256(text.encode()).hexdigest()[:8]}"
 
 
-def mask_summary(masks: Masks) -> dict[str, Any]:
-    """Return the counts of the masks, as they stand in a summary."""
+def mask_summary(masks: Masks, measurement: Measurement) -> dict[str, Any]:
+    """Return the counts of the masks, direct and effective, as they stand in a summary.
+
+    The effective ones are None where the network has operations without a connectivity rule.
+    """
     return {
         "total": masks.total,
         "kept": masks.kept,
         "direct_sparsity": masks.sparsity,
         "direct_compression": masks.compression,
+        **measurement.totals(),
     }
 
 
@@ -177,10 +184,10 @@ def _git_commit() -> str | None:
     return done.stdout.strip() or None
 
 
-def _as_csv(rows: list[LayerRow]) -> str:
+def _as_csv(rows: Sequence[LayerMeasure]) -> str:
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(LayerRow._fields)
+    writer.writerow(LayerMeasure._fields)
     for row in rows:
         writer.writerow(row._replace(shape="x".join(map(str, row.shape))))  # type: ignore[arg-type]
     return text.getvalue()

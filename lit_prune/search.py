@@ -5,7 +5,7 @@ next connection in the ranking it would have less. One pass of bounds proposes, 
 confirm, and an exact pass decides where the two part.
 """
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import torch
@@ -15,7 +15,7 @@ from lit_prune.connectivity import Connectivity
 from lit_prune.errors import LitPruneError, QuotaOutOfRange
 from lit_prune.masks import Masks
 from lit_prune.ranking import QuotaLike, Ranking
-from lit_prune.selection import kth_largest
+from lit_prune.selection import at_least, count, kth_largest, larger
 
 __all__ = ["Found", "Trail", "first_enough", "least_reachable", "reprune", "walk_back"]
 
@@ -80,17 +80,17 @@ def _by_scores(
         threshold = kth_largest(bounds, asked)
         if threshold == -torch.inf:
             break
-        at_least = Masks({name: score >= threshold for name, score in scores.items()})
-        there = at_least.kept
+        masks = Masks({name: at_least(score, threshold) for name, score in scores.items()})
+        there = masks.kept
         if asked == wanted:
-            low = max(low, _above(list(scores.values()), threshold))
+            low = max(low, count([larger(score, threshold) for score in scores.values()]))
         if connectivity.bounds_are_exact:
-            effective = _at_least(bounds, threshold)
+            effective = count([at_least(bound, threshold) for bound in bounds])
         else:
-            effective = connectivity.effective(at_least).kept
+            effective = connectivity.effective(masks).kept
         if effective >= wanted:
             if there - low == 1:
-                return _found(connectivity, ranking, wanted, at_least, effective, low)
+                return _found(connectivity, ranking, wanted, masks, effective, low)
             return _narrowed(connectivity, ranking, wanted, _Window(low, there))
         low = max(low, there)
         asked += 2 * (wanted - effective)
@@ -112,14 +112,6 @@ def _found(
     if effective == wanted:
         return Found(masks, effective)
     return Found(masks, effective, connectivity.effective(ranking.keep(low)).kept)
-
-
-def _above(parts: Sequence[Tensor], threshold: Tensor) -> int:
-    return int(sum(torch.count_nonzero(part > threshold) for part in parts))
-
-
-def _at_least(parts: Sequence[Tensor], threshold: Tensor) -> int:
-    return int(sum(torch.count_nonzero(part >= threshold) for part in parts))
 
 
 def least_reachable(quota: QuotaLike | None, masks: Masks, wanted: int) -> int:
@@ -189,7 +181,7 @@ def _first_level(connectivity: Connectivity, levels: dict[str, Tensor], wanted: 
     """Return the first level that has enough effective connections; the last one has."""
     bounds = connectivity.bounds(levels)
     level = max(1, -int(kth_largest(list(bounds.values()), wanted)))
-    masks = Masks({name: values >= -level for name, values in levels.items()})
+    masks = Masks({name: at_least(values, -level) for name, values in levels.items()})
     if connectivity.bounds_are_exact or connectivity.effective(masks).kept >= wanted:
         return level
     whole = connectivity.effective(Masks({n: v > -torch.inf for n, v in levels.items()}))

@@ -1,5 +1,6 @@
 """Selection: the k largest of many numbers, exactly and without a sort."""
 
+from collections.abc import Sequence
 from itertools import accumulate
 from math import gcd
 
@@ -7,7 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-__all__ = ["kth_largest", "largest", "ordered"]
+__all__ = ["at_least", "count", "kth_largest", "larger", "largest", "ordered"]
 
 # Below this a plain selection is as fast as finding a bracket for it.
 _SMALL = 1 << 14
@@ -29,7 +30,7 @@ def largest(parts: list[Tensor], k: int, among: list[Tensor] | None = None) -> l
     if k == 0:
         return [torch.zeros_like(part, dtype=torch.bool) for part in parts]
     above, inside, all_equal = _split(parts, k, among)
-    missing = k - _count(above)
+    missing = k - count(above)
     if all_equal:
         inside = _some(inside, missing)
         return [over.logical_or_(mark) for over, mark in zip(above, inside, strict=True)]
@@ -46,7 +47,7 @@ def kth_largest(parts: list[Tensor], k: int) -> Tensor:
     if all_equal:
         return next(part.flatten()[_indices(mark)[0]] for part, mark in marked if bool(mark.any()))
     values = torch.cat([part.flatten()[_indices(mark)] for part, mark in marked])
-    return values.kthvalue(values.numel() - (k - _count(above)) + 1).values
+    return values.kthvalue(values.numel() - (k - count(above)) + 1).values
 
 
 def ordered(parts: list[Tensor], marks: list[Tensor]) -> Tensor:
@@ -82,13 +83,13 @@ def _split(
     """
     if sum(part.numel() for part in parts) > _SMALL:
         low, high = _bracket(parts, k, among)
-        above = [part > high for part in parts]
-        inside = [part >= low for part in parts]
+        above = [larger(part, high) for part in parts]
+        inside = [at_least(part, low) for part in parts]
         if among is not None:
             above = [mark.logical_and_(live) for mark, live in zip(above, among, strict=True)]
             inside = [mark.logical_and_(live) for mark, live in zip(inside, among, strict=True)]
         inside = [mark.logical_xor_(over) for mark, over in zip(inside, above, strict=True)]
-        if 1 <= k - _count(above) <= _count(inside):
+        if 1 <= k - count(above) <= count(inside):
             return above, inside, bool(low == high)
     none = [torch.zeros_like(part, dtype=torch.bool) for part in parts]
     return none, among or [~mark for mark in none], False
@@ -100,8 +101,8 @@ def _first(parts: list[Tensor], inside: list[Tensor], k: int) -> list[Tensor]:
     values = torch.cat([p.flatten()[i] for p, i in zip(parts, indices, strict=True)])
     threshold = values.kthvalue(values.numel() - k + 1).values
     chosen, tied = values > threshold, values == threshold
-    missing = k - _count([chosen])
-    if missing < _count([tied]):
+    missing = k - count([chosen])
+    if missing < count([tied]):
         starts = accumulate((part.numel() for part in parts), initial=0)
         through = torch.cat([i + start for i, start in zip(indices, starts, strict=False)])
         tied[_indices(tied)] = largest([_places(through[tied])], missing)[0]
@@ -111,7 +112,7 @@ def _first(parts: list[Tensor], inside: list[Tensor], k: int) -> list[Tensor]:
 
 def _bracket(parts: list[Tensor], k: int, among: list[Tensor] | None) -> tuple[Tensor, Tensor]:
     """Return two values between which the k-th largest candidate lies almost surely."""
-    total = sum(part.numel() for part in parts) if among is None else _count(among)
+    total = sum(part.numel() for part in parts) if among is None else count(among)
     sample = _sample(parts, among)
     size = sample.numel()
     share = k / total
@@ -149,7 +150,7 @@ def _sample(parts: list[Tensor], among: list[Tensor] | None) -> Tensor:
 
 def _some(marks: list[Tensor], k: int) -> list[Tensor]:
     """Return ``k`` of what is marked: those with the last places in the fixed permutation."""
-    if k == _count(marks):
+    if k == count(marks):
         return marks
     places, start = [], 0
     for mark in marks:
@@ -181,7 +182,27 @@ def _indices(mark: Tensor) -> Tensor:
     return mark.flatten().nonzero().squeeze(1)
 
 
-def _count(marks: list[Tensor]) -> int:
+def at_least(numbers: Tensor, bound: Tensor | float) -> Tensor:
+    """Return ``numbers >= bound``."""
+    if numbers.device.type == "cpu":
+        # Five times as fast as torch's comparison.
+        return torch.from_numpy(np.asarray(numbers.numpy() >= _scalar(bound)))
+    return numbers >= bound
+
+
+def larger(numbers: Tensor, bound: Tensor | float) -> Tensor:
+    """Return ``numbers > bound``."""
+    if numbers.device.type == "cpu":
+        return torch.from_numpy(np.asarray(numbers.numpy() > _scalar(bound)))
+    return numbers > bound
+
+
+def _scalar(bound: Tensor | float) -> np.ndarray | float:
+    return bound.numpy() if isinstance(bound, Tensor) else bound
+
+
+def count(marks: Sequence[Tensor]) -> int:
+    """Return how many are marked."""
     if marks[0].device.type == "cpu":
         # Three times as fast as torch's count_nonzero.
         return sum(int(np.count_nonzero(mark.numpy())) for mark in marks)

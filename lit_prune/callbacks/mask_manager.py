@@ -1,5 +1,6 @@
 """MaskManager: holds the masks through training."""
 
+import warnings
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -11,18 +12,22 @@ from torch.optim import Optimizer
 from tqdm import tqdm
 
 from lit_prune.callbacks.training_batches import training_batches
+from lit_prune.connectivity import Connectivity
 from lit_prune.criteria import Criterion
-from lit_prune.errors import LitPruneError
+from lit_prune.errors import LitPruneError, first_line
 from lit_prune.masks import Masks, bits_of, zero_pruned_
+from lit_prune.measure import Measurement, measure, unmeasured
 from lit_prune.probe import Example, Loss, Probe
 from lit_prune.prunable import Patterns
-from lit_prune.prune import budgets, last, prune_by_rounds, rounds_of
+from lit_prune.prune import Search, budgets, last, prune_by_rounds, require_life, rounds_of
 from lit_prune.quotas import Quota
 from lit_prune.schedules import Schedule
 from lit_prune.schedules.at_init import AtInit
 from lit_prune.targets import Target
 
 __all__ = ["MaskManager"]
+
+_FLOPS = ("flops/effective", "effective_flops")
 
 
 class MaskManager(Callback):
@@ -38,7 +43,7 @@ class MaskManager(Callback):
 
     Args:
         criterion: scores connections, higher = keep: a ``Criterion`` or a function of that form.
-        target: how far: ``100x``, ``99%``, ``2662``, or a ``Target``.
+        target: how far: ``100x``, ``99%``, ``2662``, ``100x effective``, or a ``Target``.
         quota: fixes how many connections each layer keeps; None ranks all together.
         rounds: in how many rounds to score; None takes the criterion's own number.
         batches: how many training batches criteria may look at.
@@ -49,9 +54,13 @@ class MaskManager(Callback):
         exclude: pattern or patterns of what may not.
         schedule: when to prune and how far each time.
         masks: a file of masks to use instead of scoring; a target beside it must be what it keeps.
+        search: how an effective target is found, ``"curve"`` or ``"reprune"`` (see ``prune``).
+        prune_ineffective: also remove what is kept but ineffective.
+        allow_collapse: train a network of which nothing is effective, instead of an error.
 
     Attributes:
         masks: the current masks; None before training starts.
+        measurement: what they leave, layer by layer: effective connections, dead units, FLOPs.
 
     Raises:
         LitPruneError: neither masks nor both a criterion and a target are given.
@@ -71,6 +80,9 @@ class MaskManager(Callback):
         exclude: Patterns = None,
         schedule: Schedule = AtInit(),  # noqa: B008 (frozen)
         masks: str | None = None,
+        search: Search = "curve",
+        prune_ineffective: bool = False,
+        allow_collapse: bool = False,
     ) -> None:
         if masks is None and (criterion is None or target is None):
             raise LitPruneError("pruning needs a criterion and a target, or masks=FILE")
@@ -87,7 +99,11 @@ class MaskManager(Callback):
         self.include, self.exclude = include, exclude
         self.schedule = schedule
         self.masks_file = masks
+        self.search: Search = search
+        self.prune_ineffective = prune_ineffective
+        self.allow_collapse = allow_collapse
         self.masks: Masks | None = None
+        self.measurement: Measurement | None = None
         self._seed: int | None = None
         self._first_epoch: int | None = None
         self._epochs_asked = 0
@@ -121,6 +137,11 @@ class MaskManager(Callback):
             self._follow_schedule(epoch, trainer, pl_module)
         if self.masks is not None:
             pl_module.log("sparsity/direct", self.masks.sparsity, sync_dist=True)
+        if self.measurement is not None:
+            found = self.measurement.totals()
+            for tag, key in (("sparsity/effective", "effective_sparsity"), _FLOPS):
+                if (value := found[key]) is not None:
+                    pl_module.log(tag, float(value), sync_dist=True)
 
     def on_before_optimizer_step(
         self, trainer: Trainer, pl_module: LightningModule, optimizer: Optimizer
@@ -146,6 +167,7 @@ class MaskManager(Callback):
             "masks": None if self.masks is None else dict(self.masks.to("cpu")),
             "first_epoch": self._first_epoch,
             "epochs_asked": self._epochs_asked,
+            "measurement": None if self.measurement is None else self.measurement.plain(),
         }
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
@@ -153,13 +175,18 @@ class MaskManager(Callback):
         self.masks = None if state_dict["masks"] is None else Masks(state_dict["masks"])
         self._first_epoch = state_dict["first_epoch"]
         self._epochs_asked = state_dict["epochs_asked"]
+        if (measured := state_dict.get("measurement")) is not None:
+            self.measurement = Measurement.from_plain(measured)
 
     # What the hooks do.
 
     def _follow_schedule(self, epoch: int, trainer: Trainer, pl_module: LightningModule) -> None:
         if self.masks_file is not None:
             if epoch == 0:
-                self._hold(self._stored(self.masks_file, pl_module), trainer, pl_module)
+                masks = self._stored(self.masks_file, pl_module)
+                self._measure(masks, trainer, pl_module)
+                self._require_effective(self.masks_file, masks.total)
+                self._hold(masks, trainer, pl_module)
             return
         assert self.target is not None
         masks = self.masks or Masks.dense(pl_module, self.include, self.exclude)
@@ -168,40 +195,74 @@ class MaskManager(Callback):
             masks = self._prune(masks, keep, trainer, pl_module)
             # Every rank scores its own share of data; rank 0's masks hold for all.
             masks = Masks(trainer.strategy.broadcast(dict(masks.to("cpu"))))
+            self._measure(masks, trainer, pl_module)
             self._hold(masks, trainer, pl_module)
 
     def _stored(self, path: str, pl_module: LightningModule) -> Masks:
         """Load masks; they must be of this model, and a target beside them what they keep."""
         masks = Masks.load(path)
         masks.parameters(pl_module)
-        if self.target is not None and self.target.count(masks.total) != masks.kept:
-            raise LitPruneError(
-                f"the masks of {path} keep {masks.kept} of {masks.total} connections, the target "
-                f"{self.target} asks for {self.target.count(masks.total)}"
-            )
+        target = self.target
+        if target is not None and target.measure == "direct":
+            _require_count(path, masks.kept, masks.total, target)
         return masks
+
+    def _require_effective(self, path: str, total: int) -> None:
+        assert self.measurement is not None
+        kept = self.measurement.totals()["effective_kept"]
+        if kept is not None and self.target is not None and self.target.measure == "effective":
+            _require_count(path, int(kept), total, self.target)
 
     def _prune(
         self, masks: Masks, keep: int, trainer: Trainer, pl_module: LightningModule
     ) -> Masks:
         assert self.criterion is not None
-        generator = self.generator or torch.Generator().manual_seed(self._seed or 0)
+        assert self.target is not None
+        generator = self._generator()
         seed = generator.initial_seed()
         data = training_batches(trainer, self.batches, seed) if keep < masks.total else []
         steps = prune_by_rounds(
             pl_module,
             masks,
             self.criterion,
-            Target(keep=keep),
+            Target(keep=keep, measure=self.target.measure),
             self.quota,
             self.rounds,
             data,
             self.loss,
             self.example,
             generator,
+            self.search,
+            self.prune_ineffective,
+            self.allow_collapse,
         )
         number = len(list(budgets(masks.total, keep, rounds_of(self.criterion, self.rounds))))
         return last(_shown(steps, number, trainer), masks)
+
+    def _measure(self, masks: Masks, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Measure what the masks leave, as far as the module can be run on an example.
+
+        Raises:
+            LitPruneError: nothing effective is left, and that is not allowed.
+        """
+        self.measurement = unmeasured(masks)
+        try:
+            generator = self._generator()
+            batches = training_batches(trainer, 1, generator.initial_seed())
+            inputs = Probe(pl_module, masks, batches, example=self.example).inputs()
+            self.measurement = measure(pl_module, masks, None, inputs)
+            effective = Connectivity(pl_module, inputs, include=list(masks)).effective(masks)
+            self.measurement = measure(pl_module, masks, effective, inputs)
+        except Exception as error:
+            # The module is the user's, and training does not need this.
+            why = first_line(error)
+            warnings.warn(f"effective sparsity is not measured: {why}", stacklevel=2)
+            return
+        if not self.allow_collapse:
+            require_life(effective.kept)
+
+    def _generator(self) -> torch.Generator:
+        return self.generator or torch.Generator().manual_seed(self._seed or 0)
 
     def _prove(self, trainer: Trainer) -> None:
         for optimizer in trainer.optimizers:
@@ -223,6 +284,14 @@ class MaskManager(Callback):
             for state in _states_of(weight, trainer.optimizers):
                 zero_pruned_(state, bits)
         self._proven_at = trainer.global_step
+
+
+def _require_count(path: str, kept: int, total: int, target: Target) -> None:
+    if target.count(total) != kept:
+        raise LitPruneError(
+            f"the masks of {path} keep {kept} of {total} connections, the target {target} asks for "
+            f"{target.count(total)}"
+        )
 
 
 def _shown(steps: Iterator[Masks], number: int, trainer: Trainer) -> Iterator[Masks]:

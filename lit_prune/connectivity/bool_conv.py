@@ -11,8 +11,10 @@ from __future__ import annotations
 from collections.abc import Callable
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
+from lit_prune.connectivity.bools import any_along, any_by_halves, both
 from lit_prune.connectivity.conv_shape import ConvShape
 
 __all__ = ["BoolConv"]
@@ -55,7 +57,7 @@ class BoolConv:
         """From the fine side to the coarse one."""
         some, every = _extent(fine)
         full = every.view(self.shape.groups, 1, -1, 1)
-        taps = _or(self.parts & full, 2)
+        taps = any_by_halves(both(self.parts, full), 2)
         coarse = _spread(taps, *self.shape.coarse_taps, (1, -1, *self.shape.coarse))
         coarse = coarse.expand(fine.shape[0], *coarse.shape[1:])
         mixed = some & ~every
@@ -67,7 +69,7 @@ class BoolConv:
         """From the coarse side to the fine one."""
         some, every = _extent(coarse)
         full = every.view(self.shape.groups, -1, 1, 1)
-        taps = _or(self.parts & full, 1)
+        taps = any_by_halves(both(self.parts, full), 1)
         fine = _spread(taps, *self.shape.fine_taps, (1, -1, *self.shape.fine))
         fine = fine.expand(coarse.shape[0], *fine.shape[1:])
         mixed = some & ~every
@@ -116,10 +118,10 @@ class BoolConv:
         fine_taps, fine_mixed = self._taps_of(fine, self._sees_fine)
         coarse_taps, coarse_mixed = self._taps_of(coarse, self._sees_coarse)
         groups, per_coarse, per_fine, taps = self.parts.shape
-        found = self.parts & fine_taps.view(groups, 1, per_fine, taps)
+        found = both(self.parts, fine_taps.view(groups, 1, per_fine, taps))
         some = coarse_taps.any(1).view(groups, per_coarse, 1, 1)
         if not bool(some.all()):
-            found &= some
+            found = both(found, some)
         if bool(coarse_mixed.any()):
             rows = _indices(coarse_mixed)
             flat = found.view(-1, per_fine, taps)
@@ -139,11 +141,11 @@ class BoolConv:
         return taps, mixed
 
     def _sees_fine(self, values: Tensor) -> Tensor:
-        return _any(self.shape.windows(values, False), (0, 3))
+        return any_along(self.shape.windows(values, False), (0, 3))
 
     def _sees_coarse(self, values: Tensor) -> Tensor:
         classes, members = self.shape.coarse_taps
-        flat = _any(values.flatten(2), (0,)).float()
+        flat = any_along(values.flatten(2), (0,)).float()
         by_class = flat.new_zeros(flat.shape[0], classes.shape[1]).index_add_(1, members, flat)
         return by_class @ classes.float().mT > 0.5
 
@@ -152,8 +154,9 @@ class BoolConv:
     ) -> None:
         """Look at every use of the connections whose two channels are both mixed."""
         groups, per_coarse, per_fine, taps = self.parts.shape
-        both = coarse_mixed.view(groups, per_coarse, 1, 1) & fine_mixed.view(groups, 1, per_fine, 1)
-        places = (found & both).nonzero()
+        coarse_part = coarse_mixed.view(groups, per_coarse, 1, 1)
+        fine_part = fine_mixed.view(groups, 1, per_fine, 1)
+        places = both(both(found, fine_part), coarse_part).nonzero()
         if len(places) * _LOOKING > found.numel():
             found &= (self._products(fine, coarse) > 0.5).view(found.shape)
             return
@@ -165,14 +168,14 @@ class BoolConv:
         step = max(1, _PIECE // heads.shape[1])
         for start in range(0, len(places), step):
             part = slice(start, start + step)
-            meets[part] = _any(windows[ins[part]] & heads[outs[part]], (1,))
+            meets[part] = any_along(both(windows[ins[part]], heads[outs[part]]), (1,))
         found[tuple(places.T)] = meets
 
     def _products(self, fine: Tensor, coarse: Tensor) -> Tensor:
         """Return in how many places each connection meets two reached elements."""
         shape, none = self.shape, [0] * len(self.shape.kernel)
         _, counts, _ = torch.ops.aten.convolution_backward(
-            coarse.float(),
+            F.pad(coarse.float(), [n for more in reversed(shape.beyond) for n in (0, more)]),
             fine.float(),
             self.mask.float(),
             None,
@@ -185,21 +188,6 @@ class BoolConv:
             [False, True, False],
         )
         return counts
-
-
-def _any(values: Tensor, dims: tuple[int, ...]) -> Tensor:
-    # As bytes, fifty times as fast as Tensor.any.
-    return values.view(torch.uint8).amax(dims).view(torch.bool)
-
-
-def _or(values: Tensor, dim: int) -> Tensor:
-    """Return the or along ``dim``, by halves: whole rows of bytes at a time."""
-    while (size := values.shape[dim]) > 1:
-        half = size // 2
-        first = values.narrow(dim, 0, half) | values.narrow(dim, half, half)
-        rest = values.narrow(dim, 2 * half, size - 2 * half)
-        values = torch.cat([first, rest], dim) if rest.shape[dim] else first
-    return values.squeeze(dim)
 
 
 def _extent(values: Tensor) -> tuple[Tensor, Tensor]:

@@ -11,9 +11,11 @@ import torch
 from torch import Size, Tensor, nn
 
 from lit_prune.connectivity.algebra import Bottleneck, PathCount, Reach
+from lit_prune.connectivity.bools import any_along
 from lit_prune.connectivity.flow import Flow
-from lit_prune.connectivity.layers import Layer
+from lit_prune.connectivity.layers import Conv, Layer
 from lit_prune.connectivity.recorder import record
+from lit_prune.connectivity.wiring import Signal
 from lit_prune.errors import LitPruneError, MasksMismatch, NonFiniteScores
 from lit_prune.masks import Masks
 from lit_prune.probe import Example, looked_at
@@ -59,7 +61,9 @@ class Connectivity:
         model: any module; it comes back bit-identical. Structure that depends on the input's values
             is seen as it is for ``example``. A changed architecture needs a new ``Connectivity``;
             changed weights do not.
-        example: an input of the model, a tuple of inputs, or the input's shape, batch included.
+        example: an input of the model, a tuple of inputs, or the input's shape, with a batch of 1.
+            A larger batch is one network with so many inputs: it costs more, and its paths and ends
+            count once for each.
         resolution: ``"element"`` sees paddings and strides, as the paper does; ``"channel"``
             takes all positions of a channel for one, which finds no less to be effective.
         include: the prunable parameters, as in :func:`lit_prune.prunable`.
@@ -150,8 +154,9 @@ class Connectivity:
     def paths(self, masks: Masks) -> float:
         """Return the decimal logarithm of the number of effective paths; ``-inf`` if there is none.
 
-        A path is a sequence of elements, or at channel resolution of channels and kernel taps.
-        Computed in logarithms, which neither over- nor underflow at any depth. One of the two
+        A path is a sequence of elements, or at channel resolution of channels and kernel taps;
+        where an operation tells positions of a channel apart, by writing to some of them, they count
+        apart even there. Computed in logarithms, which neither over- nor underflow at any depth. One of the two
         quantities of node-path balancing (Pham et al. 2023, "Towards data-agnostic pruning at
         initialization: what makes a good sparse mask?", NeurIPS).
         """
@@ -173,22 +178,28 @@ class Connectivity:
         By the name of its weight; ``"input"`` and ``"output"`` are the ends of the network. The
         other quantity of node-path balancing.
         """
-        effective = self.effective(masks)
-        flow = self._flow(Reach(self._wiring.device, by_channel=True), effective)
-        flow.backward()
-        entering: dict[str, dict[Any, Tensor]] = {name: {} for name in masks}
-        for step in self._wiring.steps:
-            if not isinstance(step, Layer) or step.weight is None:
-                continue
-            if (name := step.weight.name) in entering:
-                part = step.weight.of(effective[name].to(self._wiring.device).contiguous())
-                units, signals = step.entering(part), entering[name]
-                before = signals.get(step.inputs[0])
-                signals[step.inputs[0]] = units if before is None else units | before
-        ends = [_units(values, x.shape) for x, values in flow.at_outputs.items()]
-        starts = [_units(v, x.shape) for x, v in flow.at_inputs.items() if v is not None]
+        uses: dict[Layer, Tensor] = {}
+        flow = self._flow(Reach(self._wiring.device, by_channel=True), self.effective(masks))
+        flow.backward(uses)
+        entering: dict[str, dict[Signal, Tensor]] = {name: {} for name in masks}
+        for step, units in uses.items():
+            if step.weight is not None and step.weight.name in entering:
+                # Layers that share a weight and an input have that input's units in common.
+                found = entering[step.weight.name]
+                (source,) = step.inputs
+                found[source] = units | found[source] if source in found else units
+        ends = sum(_units(values, x.shape) for x, values in flow.at_outputs.items())
+        starts = sum(self._input_units(x, v) for x, v in flow.at_inputs.items() if v is not None)
         inner = {n: sum(int(u.sum()) for u in found.values()) for n, found in entering.items()}
-        return {"input": sum(starts), **inner, "output": sum(ends)}
+        return {"input": starts, **inner, "output": ends}
+
+    def _input_units(self, source: Signal, values: Tensor) -> int:
+        """Count channels where convolutions take the input, and elements else."""
+        first = self._wiring.fed_by(source)
+        if first and all(isinstance(step, Conv) for step in first) and values.dim() > 2:
+            values = any_along(values, range(2, values.dim()), keep_dims=True)
+            return int(values.expand(1, source.shape[1], *values.shape[2:]).sum())
+        return _units(values, source.shape)
 
     @property
     def _by_channel(self) -> bool:
@@ -203,8 +214,11 @@ class Connectivity:
     ) -> dict[str, Tensor]:
         self._require_known(scores)
         for name, score in scores.items():
-            if bool(score.isnan().any()):
+            # A sum is finite only if all of it is, and ten times as cheap.
+            if not bool(score.sum().isfinite()) and bool(score.isnan().any()):
                 raise NonFiniteScores(f"the scores of {name} hold NaN")
+            if score.dtype == torch.int64 and bool((score.abs() > 2**53).any()):
+                raise LitPruneError(f"the scores of {name} lie beyond 2^53, which no float64 holds")
         dtype = _common_type(scores.values())
         values = {n: s.detach().to(self._wiring.device, dtype) for n, s in scores.items()}
         algebra = Bottleneck(self._wiring.device, by_channel, dtype)

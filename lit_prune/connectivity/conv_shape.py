@@ -47,6 +47,14 @@ class ConvShape:
         )  # fmt: skip
         return [f - ((c - 1) * s - 2 * p + d * (k - 1) + 1) for f, c, s, p, d, k in sizes]
 
+    @property
+    def beyond(self) -> list[int]:
+        """How many coarse places a convolution would have more, a dimension.
+
+        Only a transposed one has such: it may pad its output by more than a stride.
+        """
+        return [rest // stride for rest, stride in zip(self.rest, self.stride, strict=True)]
+
     @cached_property
     def live_taps(self) -> Tensor:
         """Which taps touch any position that is not padding, as (taps,)."""

@@ -56,10 +56,11 @@ class Flow:
                     reach.pop(signal, None)
         return {x: reach[x] for x in self._wiring.outputs}
 
-    def backward(self) -> dict[str, Tensor]:
+    def backward(self, uses: dict[Layer, Tensor] | None = None) -> dict[str, Tensor]:
         """Return, for every connection, the value of the best path from end to end through it.
 
-        Also leaves what the inputs reach in ``at_inputs``.
+        Also leaves what the inputs reach in ``at_inputs``, and in ``uses``, if given, which units
+        enter each layer on such a path.
         """
         heads: dict[Signal, Tensor | None] = {}
         for end in self._wiring.outputs:
@@ -74,6 +75,8 @@ class Flow:
                 reached, through = step.carry_back(
                     self._algebra, self._weight(step), head, self._memos.pop(step)
                 )
+                if uses is not None:
+                    uses[step] = step.entering(through)
                 self._collect(found, step, through)
                 backs: tuple[Tensor | None, ...] = (reached,)
             else:

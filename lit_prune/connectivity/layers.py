@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from math import prod
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
@@ -24,6 +24,7 @@ class Layer(Step):
 
     inputs: tuple[Signal, ...]
     outputs: tuple[Signal, ...]
+    has_weight: ClassVar[bool] = True
     weight: Weight | None
     weight_shape: tuple[int, ...]
 
@@ -86,7 +87,8 @@ class Dense(Layer):
         """The rows' outputs reach different things even where their inputs are alike."""
         rows, places, inner, lead = memo
         outputs = weight.shape[0]
-        heads = algebra.any(head, range(head.dim() - 1)) if prod(lead) == 1 else head
+        shared = [d for d, size in enumerate(lead) if size == 1 and head.shape[d] > 1]
+        heads = algebra.any(head, shared) if shared else head
         heads = wide(heads, (*lead, outputs)).reshape(-1, outputs)
         if places is None:
             back, through = algebra.backward(weight[None], rows[None], heads[None], inner)

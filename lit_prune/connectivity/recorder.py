@@ -12,7 +12,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_iter, tree_leaves, tree_map_only
 from torch.utils.weak import WeakIdKeyDictionary
 
-from lit_prune.connectivity.rule import Wire, rule_of
+from lit_prune.connectivity.rule import Wire, out_names, rule_of
 from lit_prune.connectivity.wiring import (
     Copies,
     Signal,
@@ -140,12 +140,13 @@ class _Recorder(TorchDispatchMode):
         marks = tree_map_only(Tensor, lambda x: seen[id(x)] or x, (args, kwargs))
         result = func(*args, **kwargs)
         if rule is None:
-            if any(isinstance(x, Tensor) for x in tree_iter(result)):
+            if func._schema.is_mutable or any(isinstance(x, Tensor) for x in tree_iter(result)):
                 raise self._unsupported(func, args, "has no connectivity rule")
             return result
         wire = Wire(self.steps, func, args, kwargs, result, seen)
         try:
-            found = rule(wire, *marks[0], **marks[1])
+            operands = {n: x for n, x in marks[1].items() if n not in out_names(func)}
+            found = rule(wire, *marks[0], **operands)
         except UnsupportedOp as error:
             raise self._unsupported(func, args, str(error)) from error
         if found is NotImplemented:
@@ -212,8 +213,8 @@ class _Recorder(TorchDispatchMode):
     def _note(self, func: Any, args: Any, kwargs: Any, result: Any, found: Any) -> None:
         """Remember what the results carry, and what was written in place."""
         written = _written(func, args, kwargs)
-        for tensor in written:
-            signal = found if not isinstance(found, tuple | list) else found[0]
+        meanings = found if isinstance(found, tuple | list) else [found] * max(1, len(written))
+        for tensor, signal in zip(written, meanings, strict=False):
             if isinstance(signal, Weight):
                 raise self._unsupported(func, args, "writes to a prunable weight")
             if self._known.get(tensor, (None, 0))[0] is not signal:
@@ -221,9 +222,11 @@ class _Recorder(TorchDispatchMode):
         if written:
             return
         results = result if isinstance(result, tuple | list) else [result]
-        meanings = found if isinstance(found, tuple | list) else [found]
         for tensor, meaning in zip(results, meanings, strict=False):
             if isinstance(tensor, Tensor) and meaning is not None:
+                if meaning.shape != tensor.shape:
+                    shapes = f"{tuple(meaning.shape)}, but it returned {tuple(tensor.shape)}"
+                    raise self._unsupported(func, args, f"has a rule that leads to {shapes}")
                 self._know(tensor, meaning)
 
     def _unsupported(self, func: Any, args: Any, why: str) -> UnsupportedOp:

@@ -39,7 +39,7 @@ from lit_prune.connectivity.wiring import (
     Windows,
 )
 
-__all__ = ["Rule", "Wire", "rule", "rule_of"]
+__all__ = ["Rule", "Wire", "out_names", "rule", "rule_of"]
 
 Rule = Callable[..., Any]
 _RULES: dict[str, Rule] = {}
@@ -68,10 +68,16 @@ def rule_of(func: Any) -> Rule | None:
     return found
 
 
+def out_names(func: Any) -> set[str]:
+    """Return the names of the arguments that an operation only writes to (``out=``)."""
+    return {argument.name for argument in func._schema.arguments if argument.is_out}
+
+
 class Wire:
     """The verbs of rules: each adds steps and returns the signals that they lead to.
 
     Attributes:
+        args: the operation's own arguments, with tensors as they are.
         result: what the operation returned, for shapes.
     """
 
@@ -85,7 +91,11 @@ class Wire:
         seen: dict[int, Any],
     ) -> None:
         self._steps = steps
-        self._func, self._args, self._kwargs = func, args, kwargs
+        self._name = func.overloadpacket._qualified_op_name
+        # What an operation writes to (out=) is no operand; without it, another overload fits.
+        self._kwargs = {name: kwargs[name] for name in kwargs if name not in out_names(func)}
+        self._func = func if len(self._kwargs) == len(kwargs) else func.overloadpacket
+        self.args = args
         self._seen = seen
         self.result = result
 
@@ -102,6 +112,8 @@ class Wire:
         if not marked:
             return None
         if len(marked) == 1 and marked[0].shape == shape:
+            if isinstance(marked[0], Weight):
+                self._require_zeros_to_stay(marked[0])
             return marked[0]
         return self._add(Merge(self._signals(marked), (Signal(shape),)))
 
@@ -171,29 +183,35 @@ class Wire:
         sizes = tuple((places.get(id(p)), p.shape[dim % rank]) for p in parts)
         return self._add(Join(signals, (Signal(self.shape),), dim % rank, sizes))
 
-    def copied(self, run: Callable[..., Tensor] | None = None) -> Any:
+    def copied(self, run: Callable[..., Any] | None = None, of: Sequence[int] = (0,)) -> Any:
         """Every element of the result is a copy of an operand's, found by running on indices.
 
         Serves all operations that only rearrange, at the price of an index for every element.
+
+        Args:
+            run: what to run in place of the operation, with its arguments; it may return numbers
+                of any shape, 0 for what is no copy.
+            of: the arguments that are copied from, by place. They are given as the numbers of their
+                elements, or zeros where they are constants; others (indices, masks) as they are.
         """
         marks, start = {}, 1
-        given = (x for x in tree_iter((self._args, self._kwargs)) if isinstance(x, Tensor))
-        signals = [(x, self._seen[id(x)]) for x in given if self._seen.get(id(x)) is not None]
-        for tensor, _ in signals:
+        given = (x for x in tree_iter([self.args[n] for n in of]) if isinstance(x, Tensor))
+        signals = {id(x): (x, self._seen[id(x)]) for x in given if self._seen.get(id(x))}
+        inputs = self._signals([signal for _, signal in signals.values()])
+        for tensor, _ in signals.values():
             numbers = torch.arange(start, start + tensor.numel(), dtype=torch.float64)
             marks[id(tensor)] = numbers.view(tensor.shape).to(tensor.device)
             start += tensor.numel()
 
         def as_index(x: Tensor) -> Tensor:
-            if id(x) in marks:
-                return marks[id(x)]
-            return torch.zeros_like(x, dtype=torch.float64) if x.is_floating_point() else x
+            return marks.get(id(x), torch.zeros_like(x, dtype=torch.float64))
 
-        args, kwargs = tree_map_only(Tensor, as_index, (self._args, self._kwargs))
+        args = list(self.args)
+        for place in of:
+            args[place] = tree_map_only(Tensor, as_index, args[place])
         with _disable_current_modes():
-            found = (run or self._func)(*args, **kwargs)
+            found = (run or self._func)(*args, **self._kwargs)
         results = found if isinstance(found, tuple | list) else [found]
-        inputs = self._signals([signal for _, signal in signals])
         made = [
             self._add(Copies(inputs, (Signal(r.shape),), (r - 1).round().long())) for r in results
         ]
@@ -214,15 +232,19 @@ class Wire:
         return self._add(Windows((x,), (Signal(self.shape),), forward, back))
 
     def placed(self, x: Any, places: Mapping[int, Tensor]) -> Any:
-        """Copies along some dimensions: the place that each output place shows, -1 for none."""
+        """Copies along some dimensions: the place that each output place shows, -1 for none.
+
+        A row of places, where an output place depends on several.
+        """
         if not isinstance(x, Signal | Weight):
             return None
         (x,) = self._signals([x])
         forward, back = {}, {}
         for dim, shown in places.items():
-            seen = shown[:, None] == torch.arange(x.shape[dim])
+            shown = shown.reshape(len(shown), -1)
+            seen = (shown[:, :, None] == torch.arange(x.shape[dim])).any(1)
             device = _device_of(self.result)
-            forward[dim], back[dim] = shown[:, None].to(device), _places(seen.T).to(device)
+            forward[dim], back[dim] = shown.to(device), _places(seen.T).to(device)
         return self._add(Windows((x,), (Signal(self.shape),), forward, back))
 
     def _seen_along(self, shape: Size, dim: int, dims: Sequence[int]) -> Tensor:
@@ -231,15 +253,14 @@ class Wire:
         ones = torch.eye(size).view(size, 1, *(size if d == dim else 1 for d in dims))
         ones = ones.expand(size, 1, *(shape[d] for d in dims)).contiguous()
         with _disable_current_modes():
-            found = self._func(ones, *self._args[1:], **self._kwargs)
+            found = self._func(ones, *self.args[1:], **self._kwargs)
         values = found[0] if isinstance(found, tuple | list) else found
         others = [1, *(n for n, d in enumerate(dims, 2) if d != dim)]
         return values.abs().amax(others).T > 1e-6
 
     def spatial(self, x: Any) -> list[int]:
         """Return the dimensions of the positions: all but the batch and the channels."""
-        name = self._func.overloadpacket._qualified_op_name
-        rank = next(n for n in (1, 2, 3) if f"{n}d" in name)
+        rank = next(n for n in (1, 2, 3) if f"{n}d" in self._name)
         return list(range(len(x.shape) - rank, len(x.shape)))
 
     def marks(self, x: Any) -> bool:
@@ -267,6 +288,21 @@ class Wire:
         turned = self.permuted(x, _turned(len(x.shape)))
         found = self.dense(turned, weight, Size([*turned.shape[:-1], weight.shape[-2]]))
         return self.permuted(found, _turned(len(x.shape)))
+
+    def viewed(self, weight: Weight) -> Any:
+        """What a view of a weight shows of it (``chunk``, ``t``, ``reshape`` without a copy)."""
+        whole = torch.empty_strided(weight.size, weight.stride, device="meta")
+        with _disable_current_modes():
+            found = self._func(whole, *self.args[1:], **self._kwargs)
+        views = found if isinstance(found, tuple | list) else [found]
+        home = whole.untyped_storage()._cdata
+        if any(v.untyped_storage()._cdata != home or v.dtype != whole.dtype for v in views):
+            raise UnsupportedOp(f"copies the prunable weight {weight.name} in another order")
+        parts = [
+            Weight(weight.name, tuple(v.shape), v.stride(), weight.offset + v.storage_offset())
+            for v in views
+        ]
+        return parts if isinstance(found, tuple | list) else parts[0]
 
     def turned(self, weight: Weight) -> Weight:
         """Return the transposed matrix of a weight."""
@@ -315,6 +351,22 @@ class Wire:
     def refuse(self, why: str) -> UnsupportedOp:
         """Return the error to raise for what a rule does not cover."""
         return UnsupportedOp(why)
+
+    def _require_zeros_to_stay(self, weight: Weight) -> None:
+        """Refuse what turns a weight's zeros into other numbers: pruning would remove no path."""
+
+        def zeroed(x: Tensor) -> Tensor:
+            return torch.zeros_like(x) if self._seen.get(id(x)) is weight else x
+
+        args, kwargs = tree_map_only(Tensor, zeroed, (tuple(self.args), self._kwargs))
+        with _disable_current_modes():
+            found = self._func(*args, **kwargs)
+        first = found[0] if isinstance(found, tuple | list) else found
+        if bool(first.any()):
+            raise UnsupportedOp(
+                f"turns zeros of the prunable weight {weight.name} into other numbers, "
+                f"so that pruning it removes no path"
+            )
 
     def _add(self, step: Step) -> Signal:
         self._steps.append(step)

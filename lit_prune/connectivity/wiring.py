@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from itertools import takewhile
+from typing import ClassVar
 
 import torch
 from torch import Size, Tensor
@@ -57,6 +59,7 @@ class Step:
 
     inputs: tuple[Signal, ...]
     outputs: tuple[Signal, ...]
+    has_weight: ClassVar[bool] = False
 
     def forward(self, algebra: Algebra, *reach: Tensor) -> tuple[Tensor, ...]:
         """Return what reaches the outputs, given what reaches the inputs."""
@@ -77,6 +80,17 @@ class Wiring:
     inputs: tuple[Signal, ...] = ()
     outputs: tuple[Signal, ...] = ()
     steps: list[Step] = field(default_factory=list)
+
+    def fed_by(self, source: Signal) -> list[Step]:
+        """Return the steps with a weight that ``source`` comes to before any other such."""
+        reached, found = {source}, []
+        for step in self.steps:
+            if reached & set(step.inputs):
+                if step.has_weight:
+                    found.append(step)
+                else:
+                    reached |= set(step.outputs)
+        return found
 
     def without_dead_ends(self) -> Wiring:
         """Return the wiring without the steps that lead to no output."""
@@ -191,7 +205,12 @@ class Reshape(Step):
 
 
 def _reshaped(values: Tensor, before: Size, after: Size) -> Tensor:
-    return compact(wide(values, before).reshape(after))
+    # Dimensions at the end that stay, such as the positions of a channel shuffle, stay compact.
+    pairs = zip(reversed(before), reversed(after), strict=False)
+    same = sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], pairs))
+    end = tuple(values.shape[values.dim() - same :])
+    start = wide(values, (*before[: len(before) - same], *end))
+    return compact(start.reshape(*after[: len(after) - same], *end))
 
 
 @dataclass(frozen=True, eq=False)
@@ -313,7 +332,22 @@ class Copies(Step):
         """Look every element up."""
         pairs = zip(reach, self.inputs, strict=True)
         flat = torch.cat([*(wide(r, x.shape).flatten() for r, x in pairs), algebra.nothing([1])])
-        return (flat[self.source],)
+        found = flat[self.source]
+        if algebra.by_channel and algebra.counts:
+            found = found[self._representatives(reach)]
+        return (found,)
+
+    def _representatives(self, reach: Sequence[Tensor]) -> tuple[slice, ...]:
+        """Return the first of every dimension along which all copies are of one channel's."""
+        numbers, start = [], 0
+        for values, x in zip(reach, self.inputs, strict=True):
+            number = torch.arange(start, start + values.numel(), device=values.device)
+            numbers.append(wide(number.view(values.shape), x.shape).flatten())
+            start += values.numel()
+        nodes = torch.cat([*numbers, torch.full_like(numbers[0][:1], -1)])[self.source]
+        every = range(nodes.dim())
+        alike = [bool((nodes == nodes.narrow(d, 0, 1)).all()) for d in every]
+        return tuple(slice(1 if same else None) for same in alike)
 
     def backward(self, algebra: Algebra, *heads: Tensor | None) -> tuple[Tensor | None, ...]:
         """Collect over all copies of an element."""

@@ -1,4 +1,4 @@
-"""The rules that come with the house: every file in this folder is loaded, so that adding is a file."""
+"""The rules that come with the house; every file in this folder is loaded."""
 
 import pkgutil
 from importlib import import_module

@@ -1,59 +1,70 @@
-"""Operations that only rearrange elements."""
+"""Operations that only rearrange elements.
 
-from collections.abc import Sequence
+What PyTorch composes of others (``movedim``, ``chunk``, ``tile``) needs no rule: it is taken apart.
+"""
+
+from collections.abc import Callable, Sequence
+from functools import wraps
 from typing import Any
 
+from torch import Size
+
 from lit_prune.connectivity.rule import Wire, rule
+from lit_prune.connectivity.wiring import Weight
 
 __all__: list[str] = []
 
+_Rule = Callable[..., Any]
+
+
+def _or_part(function: _Rule) -> _Rule:
+    """Let a rule of views take weights, too: what it shows of one is a part of the weight."""
+
+    @wraps(function)
+    def seen(wire: Wire, x: Any, *rest: Any, **options: Any) -> Any:
+        return wire.viewed(x) if isinstance(x, Weight) else function(wire, x, *rest, **options)
+
+    return seen
+
 
 @rule(
-    *("view", "_unsafe_view", "reshape", "_reshape_alias", "view_as", "reshape_as", "flatten"),
-    *("unflatten", "squeeze", "unsqueeze", "ravel", "atleast_1d", "atleast_2d", "atleast_3d"),
-    *("view_copy", "squeeze_copy", "unsqueeze_copy", "squeeze_multiple", "_reshape_copy"),
+    *("view", "_unsafe_view", "reshape", "_reshape_alias", "squeeze", "unsqueeze"),
+    *("view_copy", "squeeze_copy", "unsqueeze_copy", "_reshape_copy"),
 )
+@_or_part
 def reshaped(wire: Wire, x: Any, *rest: Any, **options: Any) -> Any:
     """The same elements in the same order."""
+    if x.shape.numel() != wire.shape.numel():
+        raise wire.refuse("takes the bytes for numbers of another size")
     return wire.reshaped(x)
 
 
+@rule("expand", "expand_copy")
+@_or_part
+def repeated(wire: Wire, x: Any, *rest: Any, **options: Any) -> Any:
+    """Elements repeated without a copy."""
+    return wire.merge(x)
+
+
 @rule("permute", "permute_copy")
+@_or_part
 def permuted(wire: Wire, x: Any, dims: Sequence[int]) -> Any:
     """Dimensions in another order."""
     return wire.permuted(x, dims)
 
 
-@rule("transpose", "swapaxes", "swapdims", "transpose_copy")
-def transposed(wire: Wire, x: Any, first: int, second: int) -> Any:
+@rule("transpose", "transpose_copy", "t", "t_copy")
+@_or_part
+def transposed(wire: Wire, x: Any, first: int = 0, second: int = -1) -> Any:
     """Two dimensions swapped."""
     order = list(range(len(x.shape)))
-    order[first], order[second] = order[second], order[first]
+    if order:
+        order[first], order[second] = order[second], order[first]
     return wire.permuted(x, order)
-
-
-@rule("t", "numpy_T", "mT", "adjoint", "matrix_H", "t_copy")
-def flipped_matrix(wire: Wire, x: Any) -> Any:
-    """The last two dimensions swapped."""
-    if len(x.shape) < 2:
-        return x
-    order = list(range(len(x.shape)))
-    order[-2:] = order[-1], order[-2]
-    return wire.permuted(x, order)
-
-
-@rule("movedim", "moveaxis")
-def moved(wire: Wire, x: Any, source: Any, target: Any) -> Any:
-    """Some dimensions to other places."""
-    rank = len(x.shape)
-    sources = [d % rank for d in ([source] if isinstance(source, int) else source)]
-    targets = [d % rank for d in ([target] if isinstance(target, int) else target)]
-    places = dict(zip(targets, sources, strict=True))
-    rest = iter(d for d in range(rank) if d not in sources)
-    return wire.permuted(x, [places[d] if d in places else next(rest) for d in range(rank)])
 
 
 @rule("select", "select_copy")
+@_or_part
 def selected(wire: Wire, x: Any, dim: int, index: int) -> Any:
     """One place of a dimension, which vanishes."""
     (piece,) = wire.cut(x, dim, [(index % x.shape[dim], 1, 1)], drops_dim=True)
@@ -61,6 +72,7 @@ def selected(wire: Wire, x: Any, dim: int, index: int) -> Any:
 
 
 @rule("slice", "slice_copy")
+@_or_part
 def sliced(
     wire: Wire, x: Any, dim: int = 0, start: Any = None, end: Any = None, step: int = 1
 ) -> Any:
@@ -73,14 +85,11 @@ def sliced(
     return piece
 
 
-@rule("narrow", "narrow_copy")
-def narrowed(wire: Wire, x: Any, dim: int, start: Any, length: int) -> Any:
-    """Neighbouring places of a dimension."""
-    (piece,) = wire.cut(x, dim, [(int(start) % x.shape[dim] if length else 0, length, 1)])
-    return piece
-
-
-@rule("split", "split_with_sizes", "chunk", "tensor_split", "unsafe_split", "unsafe_chunk")
+@rule(
+    *("split", "split_with_sizes", "unsafe_split", "unsafe_split_with_sizes"),
+    *("split_copy", "split_with_sizes_copy"),
+)
+@_or_part
 def split(wire: Wire, x: Any, sizes: Any, dim: int = 0) -> Any:
     """All of a dimension, in pieces."""
     slices, start = [], 0
@@ -91,18 +100,19 @@ def split(wire: Wire, x: Any, sizes: Any, dim: int = 0) -> Any:
 
 
 @rule("unbind", "unbind_copy")
+@_or_part
 def unbound(wire: Wire, x: Any, dim: int = 0) -> Any:
     """Every place of a dimension, which vanishes."""
     return list(wire.cut(x, dim, [(n, 1, 1) for n in range(x.shape[dim])], drops_dim=True))
 
 
-@rule("cat", "concat", "concatenate")
+@rule("cat")
 def joined(wire: Wire, parts: Sequence[Any], dim: int = 0) -> Any:
     """Parts end to end."""
     return wire.joined(parts, dim)
 
 
-@rule("stack")
+@rule("stack", "_stack")
 def stacked(wire: Wire, parts: Sequence[Any], dim: int = 0) -> Any:
     """Parts end to end along a new dimension."""
     rank = len(wire.shape)
@@ -111,28 +121,54 @@ def stacked(wire: Wire, parts: Sequence[Any], dim: int = 0) -> Any:
     return wire.joined(raised, dim)
 
 
-@rule("expand", "expand_as", "broadcast_to", "expand_copy")
-def repeated(wire: Wire, x: Any, *rest: Any, **options: Any) -> Any:
-    """Elements repeated without a copy."""
-    return wire.merge(x)
+@rule("diagonal", "diagonal_copy", "unfold", "unfold_copy")
+@_or_part
+def shown(wire: Wire, x: Any, *rest: Any, **options: Any) -> Any:
+    """A view that may show an element more than once."""
+    return wire.copied()
 
 
 @rule(
-    *("index", "index_select", "gather", "take_along_dim", "take", "roll", "flip", "fliplr"),
-    *("flipud", "rot90", "repeat", "tile", "repeat_interleave", "tril", "triu", "diag", "diagonal"),
-    *("diag_embed", "as_strided", "unfold", "im2col", "pixel_shuffle", "pixel_unshuffle"),
-    *(
-        "channel_shuffle",
-        "native_channel_shuffle",
-        "_pad_circular",
-        "masked_select",
-        "index_put",
-        "index_copy",
-        "scatter",
-    ),
-    *("slice_scatter", "select_scatter", "masked_scatter", "_index_put_impl", "_unsafe_index"),
-    *("diagonal_copy", "as_strided_copy", "unfold_copy", "alias_copy", "argwhere"),
+    *("roll", "flip", "rot90", "repeat", "tril", "triu", "diag_embed", "im2col", "pixel_shuffle"),
+    *("pixel_unshuffle", "channel_shuffle", "block_diag"),
 )
 def copied(wire: Wire, x: Any, *rest: Any, **options: Any) -> Any:
-    """Whatever the operation is, it copies elements: it is run on their numbers."""
+    """Elements copied to other places, some of them constants."""
     return wire.copied()
+
+
+@rule("as_strided", "as_strided_copy")
+@_or_part
+def strided(wire: Wire, x: Any, *rest: Any, **options: Any) -> Any:
+    """Elements by their place in memory, of a tensor that fills its memory in order."""
+    tensor = wire.args[0]
+    if not tensor.is_contiguous() or tensor.untyped_storage().nbytes() != tensor.nbytes:
+        raise wire.refuse("looks at the memory behind a view")
+    return wire.copied()
+
+
+@rule("view_as_real", "view_as_real_copy")
+def two_numbers(wire: Wire, x: Any) -> Any:
+    """A complex number as its two parts."""
+    return wire.merge(wire.reshaped(x, (*x.shape, 1)))
+
+
+@rule("view_as_complex", "view_as_complex_copy")
+def one_number(wire: Wire, x: Any) -> Any:
+    """Two parts as a complex number."""
+    return wire.over(x, -1)
+
+
+@rule("select_scatter", "slice_scatter", "diagonal_scatter")
+def inserted(wire: Wire, x: Any, part: Any, *rest: Any, **options: Any) -> Any:
+    """A part of a tensor replaced by another."""
+    return wire.copied(of=(0, 1))
+
+
+@rule("nonzero", "_unique2", "unique_consecutive", "unique_dim", "bincount", "histc")
+def sifted(wire: Wire, x: Any, *rest: Any, **options: Any) -> Any:
+    """What comes out where, and how much of it, depends on all (sound, not tight)."""
+    every = wire.merge(*(wire.over(s, None) for s in (x, *rest)), shape=Size([]))
+    results = wire.result if isinstance(wire.result, tuple | list) else [wire.result]
+    found = [wire.merge(every, shape=r.shape) for r in results]
+    return found if isinstance(wire.result, tuple | list) else found[0]
