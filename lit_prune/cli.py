@@ -6,7 +6,7 @@ import sys
 import time
 import warnings
 from argparse import ArgumentError
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from importlib import import_module
 from itertools import pairwise
@@ -28,7 +28,7 @@ from lit_prune import backbones, criteria, data, quotas, schedules
 from lit_prune.callbacks import MaskManager, Progress, SeededEpochs
 from lit_prune.complaint import complaint
 from lit_prune.data.images import ImagesInMemory
-from lit_prune.errors import LitPruneError, UnreadableFile, first_line
+from lit_prune.errors import LitPruneError, TargetMissed, UnreadableFile, first_line
 from lit_prune.module import LitClassifier
 from lit_prune.probe import undisturbed
 from lit_prune.run import RunFolder, environment, folder_name, mask_summary
@@ -374,8 +374,18 @@ def _is_first_rank() -> bool:
     return getattr(rank_zero_only, "rank", 0) == 0
 
 
+def _one_line(usual: Callable[..., str]) -> Callable[..., str]:
+    def formatted(message: Any, category: Any, *rest: Any, **options: Any) -> str:
+        if issubclass(category, TargetMissed):
+            return f"warning: {message}\n"
+        return usual(message, category, *rest, **options)
+
+    return formatted
+
+
 def quiet() -> None:
-    """Silence what Lightning says of itself; warnings about the run are shown."""
+    """Silence what Lightning says of itself; warnings about the run are shown, ours as a line."""
+    warnings.formatwarning = _one_line(warnings.formatwarning)
     for name in ("lightning.pytorch", "lightning.fabric"):
         logging.getLogger(name).setLevel(logging.WARNING)
     for noise in (

@@ -96,7 +96,11 @@ class Probe:
             shape = [n for n in self.example if isinstance(n, int)]
             return (torch.ones(shape),) if shape else tuple(self.example)  # type: ignore[arg-type]
         for batch in self.batches:
-            return (batch[0] if isinstance(batch, list | tuple) else batch,)
+            first = batch[0] if isinstance(batch, list | tuple) else batch
+            if not isinstance(first, Tensor):
+                kind = type(first).__name__
+                raise LitPruneError(f"the first batch holds a {kind}, no input: pass example=")
+            return (first,)
         raise LitPruneError("this criterion needs an example input: pass example= or batches=")
 
 

@@ -4,6 +4,7 @@ import warnings
 from collections import deque
 from collections.abc import Generator, Iterable, Iterator
 from dataclasses import dataclass
+from glob import escape
 from typing import Any, Literal, get_args
 
 import torch
@@ -169,7 +170,7 @@ class _Spine:
 
     def rounds(self, masks: Masks, keep: int, number: int) -> Iterator[tuple[Masks, Ranking]]:
         """Yield the masks after each round, and the ranking that it went by."""
-        for budget in budgets(masks.total, keep, number):
+        for budget in budgets(masks.kept, keep, number):
             probe = self._probe(masks, budget)
             with undisturbed(self.model, seed=self.generator.initial_seed()):
                 # Taken over in here, since the scores may be the lent weights themselves.
@@ -181,7 +182,8 @@ class _Spine:
 
     def connectivity(self, masks: Masks) -> Connectivity:
         """Return the connectivity of the network; only what the masks name is prunable."""
-        return Connectivity(self.model, self._probe(masks).inputs(), include=list(masks))
+        names = [escape(name) for name in masks]
+        return Connectivity(self.model, self._probe(masks).inputs(), include=names)
 
     def _probe(self, masks: Masks, budget: int | None = None) -> Probe:
         return Probe(
@@ -204,7 +206,7 @@ def _searched(
             spine.generator.set_state(state)
             return last((masks for masks, _ in spine.rounds(dense, k, number)), dense)
 
-        for found in reprune(connectivity, pruned, dense.total, keep, start):
+        for found in reprune(connectivity, pruned, dense.kept, keep, start):
             yield found.masks
     elif number == 1:
         _, ranking = next(spine.rounds(dense, start, 1))
@@ -240,12 +242,14 @@ def _warn_if_missed(target: Target, found: Found, total: int, keep: int) -> None
     if found.next_effective is None or found.effective == keep:
         return
     reached, after = (1 - n / total for n in (found.effective, found.next_effective))
-    warnings.warn(
+    # Written of no line of code: generators and progress bars lie between here and the caller.
+    warnings.warn_explicit(
         f"no threshold meets {target} ({keep} of {total} connections) exactly: {found.effective} "
         f"are effective, a sparsity of {reached:.6%}; the next possible one is {after:.6%}, with "
         f"{found.next_effective}",
         TargetMissed,
-        stacklevel=3,
+        "lit_prune",
+        0,
     )
 
 

@@ -75,11 +75,14 @@ class Ranking:
 
     @property
     def scores(self) -> dict[str, Tensor]:
-        """The scores; ``-inf`` for connections that are not ranked."""
-        if self.among is None:
-            return dict(self._scores)
-        kept = self.among
-        return {n: s.masked_fill(~kept[n], -torch.inf) for n, s in self._scores.items()}
+        """The scores in floating point; ``-inf`` for connections that are not ranked."""
+        scores = {
+            name: score if score.is_floating_point() else score.double()
+            for name, score in self._scores.items()
+        }
+        if (kept := self.among) is None:
+            return scores
+        return {n: s.masked_fill(~kept[n], -torch.inf) for n, s in scores.items()}
 
     def levels(self, counts: Sequence[int]) -> dict[str, Tensor]:
         """Return for every connection the first of ``counts`` at which it is kept, as a score.

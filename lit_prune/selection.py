@@ -187,14 +187,19 @@ def at_least(numbers: Tensor, bound: Tensor | float) -> Tensor:
     if numbers.device.type == "cpu":
         # Five times as fast as torch's comparison.
         return torch.from_numpy(np.asarray(numbers.numpy() >= _scalar(bound)))
-    return numbers >= bound
+    return numbers.to(_type_of(bound, numbers)) >= bound
 
 
 def larger(numbers: Tensor, bound: Tensor | float) -> Tensor:
     """Return ``numbers > bound``."""
     if numbers.device.type == "cpu":
         return torch.from_numpy(np.asarray(numbers.numpy() > _scalar(bound)))
-    return numbers > bound
+    return numbers.to(_type_of(bound, numbers)) > bound
+
+
+def _type_of(bound: Tensor | float, numbers: Tensor) -> torch.dtype:
+    # torch would round the bound to the type of the numbers.
+    return bound.dtype if isinstance(bound, Tensor) else numbers.dtype
 
 
 def _scalar(bound: Tensor | float) -> np.ndarray | float:

@@ -186,4 +186,10 @@ def _plain(number: Fraction) -> Number:
 
 
 def _decimal(number: Number) -> str:
-    return str(_plain(_as_written(number))).removesuffix(".0")
+    """Write a number in full, as a person would; only what no decimal holds stays a fraction."""
+    exact = _as_written(number)
+    places = next((n for n in range(400) if (exact * 10**n).denominator == 1), None)
+    if places is None:
+        return str(exact)
+    digits = str(int(exact * 10**places)).rjust(places + 1, "0")
+    return f"{digits[:-places]}.{digits[-places:]}" if places else digits

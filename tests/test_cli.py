@@ -2,8 +2,11 @@
 
 import csv
 import json
+import os
 import re
 import shlex
+import subprocess
+import sys
 import warnings
 from pathlib import Path
 
@@ -12,10 +15,12 @@ import torch
 import yaml
 from safetensors.torch import save_file
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
-from torch import nn
+from torch import Tensor, nn
 
-from lit_prune import Masks
+from lit_prune import Connectivity, LitClassifier, Masks
+from lit_prune.backbones import LeNet5, LeNet300100
 from lit_prune.cli import main
+from lit_prune.errors import TargetMissed
 
 ROOT = Path(__file__).resolve().parents[1]
 QUICKSTART = str(ROOT / "configs" / "quickstart.yaml")
@@ -43,6 +48,25 @@ class Wide(nn.Module):
         self.fc = nn.Linear(784, width)
 
 
+@torch.library.custom_op("lit_prune_tests::unfollowed", mutates_args=())
+def unfollowed(x: Tensor) -> Tensor:
+    return x + 1
+
+
+torch.library.register_autograd("lit_prune_tests::unfollowed", lambda context, gradient: gradient)
+
+
+class Unfollowed(nn.Module):
+    """A backbone with an operation that connectivity has no rule for."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.fc = nn.Linear(784, 10)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return unfollowed(self.fc(x.flatten(1)))
+
+
 @pytest.fixture
 def run(tmp_path, monkeypatch, capsys):
     """Call ``main`` with a run folder of its own; return (exit code, stdout, stderr, folder)."""
@@ -62,6 +86,27 @@ def summary(folder: Path) -> dict:
     return json.loads((folder / "summary.json").read_text())
 
 
+def layers(folder: Path) -> list[dict[str, str]]:
+    with (folder / "layers.csv").open() as file:
+        return list(csv.DictReader(file))
+
+
+def effective_of(masks: Masks, backbone: nn.Module) -> Masks:
+    example = (1, 1, 28, 28)
+    return Connectivity(LitClassifier(backbone), example, include=list(masks)).effective(masks)
+
+
+def test_the_quickstart_is_a_hundred_times_compressed_by_what_is_effective(run):
+    code, out, err, folder = run("--config", QUICKSTART, "--trainer.max_epochs", "1", short=False)
+    assert (code, err) == (0, "")
+    found = summary(folder)
+    assert (found["effective_kept"], found["kept"], found["total"]) == (2662, 2675, 266_200)
+    assert (found["effective_sparsity"], found["effective_compression"]) == (0.99, 100)
+    assert (found["effective_flops"], found["flops"]) == (2 * 2662, 2 * 266_200)
+    for words in ("2,675", "2,662", "99.0000%"):
+        assert words in out
+
+
 def test_a_run_leaves_settings_checkpoint_masks_layers_summary_and_curves(run):
     code, _, err, folder = run()
     assert (code, err) == (0, "")
@@ -78,9 +123,9 @@ def test_a_run_leaves_settings_checkpoint_masks_layers_summary_and_curves(run):
 
     masks = Masks.load(folder / "masks.safetensors")
     assert list(masks) == [f"backbone.fc{i}.weight" for i in (1, 2, 3)]
-    assert (masks.kept, masks.total) == (2662, 266_200)
-    rows = list(csv.DictReader((folder / "layers.csv").open()))
-    assert [int(row["kept"]) for row in rows] == [row.kept for row in masks.layers()]
+    assert masks.total == 266_200
+    assert effective_of(masks, LeNet300100()).kept == 2662 < masks.kept
+    assert [int(row["kept"]) for row in layers(folder)] == [row.kept for row in masks.layers()]
     checkpoint = torch.load(folder / "checkpoints" / "last.ckpt", weights_only=True)
     for name, mask in masks.items():
         assert (checkpoint["state_dict"][name][~mask] == 0).all()
@@ -90,15 +135,20 @@ def test_a_run_leaves_settings_checkpoint_masks_layers_summary_and_curves(run):
     tags = set(events.Tags()["scalars"])
     assert {"train/loss", "train/accuracy", "val/loss", "val/accuracy"} <= tags
     assert {"sparsity/direct", "test/accuracy"} <= tags
-    assert events.Scalars("sparsity/direct")[-1].value == pytest.approx(0.99)
+    assert events.Scalars("sparsity/direct")[-1].value == pytest.approx(masks.sparsity)
+    assert events.Scalars("sparsity/effective")[-1].value == pytest.approx(0.99)
+    assert events.Scalars("flops/effective")[-1].value == 2 * 2662
     assert len(events.Scalars("train/loss")) == 3
 
 
 def test_the_table_at_the_end_says_what_matters(run):
     _, out, _, folder = run()
-    accuracy = f"{summary(folder)['test_accuracy']:.2%}"
-    for words in ("266,200", "2,662", "99.0000%", accuracy, f"tensorboard --logdir {folder}"):
+    found = summary(folder)
+    accuracy, kept = f"{found['test_accuracy']:.2%}", f"{found['kept']:,}"
+    direct = f"{found['direct_sparsity']:.4%}"
+    for words in ("266,200", kept, direct, "2,662", "99.0000%", accuracy):
         assert words in out
+    assert f"tensorboard --logdir {folder}" in out
     assert len(out.splitlines()) < 12
 
 
@@ -114,20 +164,18 @@ def test_the_config_of_a_run_can_be_run_again(run, tmp_path, capsys):
 @pytest.mark.parametrize(
     ("args", "kept", "total"),
     [
-        ("--pruning.target 1000x --pruning.criterion SNIP --model.backbone LeNet5", 62, 61_470),
+        ("--pruning.target 10x --pruning.criterion SNIP --model.backbone LeNet5", 6147, 61_470),
         ("--pruning.target 2662 --pruning.quota IGQ", 2662, 266_200),
         ("--pruning.quota ERK --pruning.target 90%", 26_620, 266_200),
         ("--pruning.target.density 0.5", 133_100, 266_200),
-        ("--pruning.target.keep 7", 7, 266_200),
+        ("--pruning.target.keep 7 --pruning.allow_collapse true", 7, 266_200),
+        ("--pruning.target 100% --pruning.allow_collapse true", 0, 266_200),
         ("--pruning.criterion Magnitude --pruning.rounds 3 --pruning.target 3x", 88_734, 266_200),
-        ("--pruning.criterion SynFlow --pruning.rounds 2", 2662, 266_200),
+        ("--pruning.criterion SynFlow --pruning.rounds 2 --pruning.target 100x", 2662, 266_200),
         ("--pruning.include 'backbone.fc1*' --pruning.target 10x", 23_520, 235_200),
         ("--pruning.target 1x", 266_200, 266_200),
         ("--pruning.target 0%", 266_200, 266_200),
-        ("--pruning.schedule AtInit --pruning.batches 2 --pruning.criterion SNIP", 2662, 266_200),
-        ("--model.optimizer AdamW --model.scheduler null", 2662, 266_200),
-        ("--model.scheduler StepLR --model.scheduler.step_size 1", 2662, 266_200),
-        ("--model.backbone.batch_norm true --data.val_fraction 0 --data.rotate 5", 2662, 266_200),
+        ("--pruning.target 100x --pruning.schedule AtInit --pruning.batches 2", 2662, 266_200),
     ],
 )
 def test_an_override_replaces_what_the_config_says(run, args, kept, total):
@@ -135,6 +183,153 @@ def test_an_override_replaces_what_the_config_says(run, args, kept, total):
     assert (code, err) == (0, "")
     found = summary(folder)
     assert (found["kept"], found["total"]) == (kept, total)
+    assert found["effective_kept"] <= kept
+
+
+@pytest.mark.parametrize(
+    ("args", "effective"),
+    [
+        ("--pruning.target '1000x effective' --pruning.criterion SNIP", 267),
+        ("--pruning.target '99.9% Effective' --pruning.criterion Magnitude", 267),
+        ("--pruning.target '267 effective' --pruning.quota ERK", 267),
+        ("--pruning.target.compression 1000 --pruning.target.measure effective", 267),
+        ("--pruning.search reprune --pruning.quota Uniform", 2662),
+        ("--pruning.prune_ineffective true", 2662),
+        ("--pruning.criterion SynFlow --pruning.rounds 2", 2662),
+        ("--pruning.batches 2 --pruning.criterion SNIP", 2662),
+        ("--model.optimizer AdamW --model.scheduler null", 2662),
+        ("--model.scheduler StepLR --model.scheduler.step_size 1", 2662),
+        ("--model.backbone.batch_norm true --data.val_fraction 0 --data.rotate 5", 2662),
+        ("--pruning.target '2x effective'", 133_100),
+        ("--pruning.target '1x effective'", 266_200),
+    ],
+)
+def test_an_effective_target_is_hit_or_its_miss_is_told(run, args, effective, recwarn):
+    code, _, err, folder = run(*shlex.split(args))
+    assert (code, err) == (0, "")
+    found, masks = summary(folder), Masks.load(folder / "masks.safetensors")
+    assert found["effective_kept"] == effective_of(masks, LeNet300100()).kept >= effective
+    missed = [w for w in recwarn if issubclass(w.category, TargetMissed)]
+    assert len(missed) == (found["effective_kept"] > effective)
+    assert found["kept"] == masks.kept >= found["effective_kept"]
+    if "ineffective" in args:
+        assert masks.kept == found["effective_kept"]
+
+
+def by_products(masks: Masks) -> list[Tensor]:
+    """The effective connections of a chain of linear layers: products of booleans, no more."""
+    weights = [mask.double() for mask in masks.values()]
+    into, out = [torch.ones(weights[0].shape[1]).double()], [torch.ones(10).double()]
+    for weight in weights:
+        into.append((weight @ into[-1]).clamp(max=1))
+    for weight in reversed(weights):
+        out.insert(0, (out[0] @ weight).clamp(max=1))
+    ends = zip(weights, into[:-1], out[1:], strict=True)
+    return [after[:, None] * weight * before > 0 for weight, before, after in ends]
+
+
+@pytest.mark.parametrize("target", ["100x", "100x effective"])
+@pytest.mark.parametrize("quota", ["null", "IGQ"])
+@pytest.mark.parametrize("backbone", [LeNet300100, LeNet5])
+@pytest.mark.filterwarnings("ignore::lit_prune.errors.TargetMissed")
+def test_layers_and_summary_agree_with_the_stored_masks(run, backbone, quota, target):
+    code, _, _, folder = run(
+        *("--model.backbone", backbone.__name__, "--pruning.quota", quota),
+        *("--pruning.target", target, "--pruning.criterion", "Magnitude"),
+    )
+    assert code == 0
+    masks = Masks.load(folder / "masks.safetensors")
+    effective = effective_of(masks, backbone())
+    if backbone is LeNet300100:
+        assert all(map(torch.equal, effective.values(), by_products(masks)))
+    places = {"backbone.conv1.weight": 28 * 28, "backbone.conv2.weight": 10 * 10}
+    rows = layers(folder)
+    assert [row["name"] for row in rows] == list(masks)
+    for row, kept, mask in zip(rows, masks.values(), effective.values(), strict=True):
+        assert row["shape"] == "x".join(map(str, mask.shape))
+        units = mask.flatten(2).any(2) if mask.dim() > 2 else mask
+        once = 2 * places.get(row["name"], 1)
+        assert {key: int(value) for key, value in row.items() if value.isdecimal()} == {
+            "total": mask.numel(),
+            "kept": kept.sum(),
+            "effective": mask.sum(),
+            "dead_in": (~units.any(0)).sum(),
+            "dead_out": (~units.any(1)).sum(),
+            "flops": once * mask.numel(),
+            "effective_flops": once * mask.sum(),
+        }
+        assert float(row["sparsity"]) == (kept.numel() - int(kept.sum())) / kept.numel()
+
+    found, total = summary(folder), masks.total
+    assert {key: found[key] for key in found if "kept" in key or "flops" in key} == {
+        "kept": masks.kept,
+        "effective_kept": effective.kept,
+        "flops": sum(int(row["flops"]) for row in rows),
+        "effective_flops": sum(int(row["effective_flops"]) for row in rows),
+        "other_flops": 0,
+    }
+    assert found["effective_sparsity"] == (total - effective.kept) / total
+    assert found["effective_compression"] == total / effective.kept
+
+
+def test_both_searches_find_the_same_masks_of_one_ranking(run):
+    def masks(search):
+        code, _, _, folder = run("--overwrite", "--pruning.search", search)
+        assert code == 0
+        return Masks.load(folder / "masks.safetensors")
+
+    assert masks("curve") == masks("reprune")
+
+
+def test_a_collapsed_network_runs_if_that_is_allowed(run):
+    code, out, err, folder = run("--pruning.target", "100%", "--pruning.allow_collapse", "true")
+    assert (code, err) == (0, "")
+    assert Masks.load(folder / "masks.safetensors").kept == 0
+    assert [(row["effective"], row["effective_flops"]) for row in layers(folder)] == [
+        ("0", "0")
+    ] * 3
+    found = summary(folder)
+    assert (found["effective_kept"], found["effective_sparsity"]) == (0, 1)
+    assert found["effective_compression"] is None
+    assert "100.0000%" in out
+
+
+def test_a_backbone_that_cannot_be_followed_runs_and_is_not_measured(run):
+    with pytest.warns(UserWarning, match="is not measured: lit_prune_tests::unfollowed"):
+        code, out, err, folder = run(
+            *("--model.backbone", f"{Path(__file__).stem}.Unfollowed", "--pruning.target", "10x")
+        )
+    assert (code, err) == (0, "")
+    found = summary(folder)
+    assert (found["kept"], found["total"], found["flops"]) == (784, 7840, 2 * 7840)
+    effective = [found[key] for key in found if "effective" in key]
+    assert effective == [None] * 4
+    (row,) = layers(folder)
+    assert (row["kept"], row["flops"]) == ("784", str(2 * 7840))
+    assert [row[key] for key in ("effective", "dead_in", "dead_out", "effective_flops")] == [""] * 4
+    assert out.count("not measured") == 2
+
+
+def test_a_target_that_is_missed_is_one_clear_warning_on_stderr(tmp_path):
+    """As a user sees it: in a process of its own. No path has less than three connections."""
+    args = ["--pruning.target", "1 effective", "--run_dir", str(tmp_path / "run")]
+    done = subprocess.run(
+        [sys.executable, str(ROOT / "train.py"), *SHORT, *args],
+        env=os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join(sys.path)},
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    assert summary(tmp_path / "run")["effective_kept"] == 3
+    lines = [line for line in done.stderr.splitlines() if "no threshold meets" in line]
+    assert len(lines) == 1
+    assert "1 effective" in lines[0]
+    assert "3 are effective" in lines[0]
+    assert "the next possible one is 100.000000%, with 0" in lines[0]
+    assert "tqdm" not in done.stderr, "blames a library for it"
+    assert done.stderr.count("\n") == 1, "shows a line of code that is not the user's"
 
 
 def test_later_configs_win_key_by_key(run, tmp_path):
@@ -152,7 +347,7 @@ def test_a_backbone_of_torchvision_comes_by_class_path(run):
     code, _, err, folder = run(
         *("--model.backbone", "torchvision.models.resnet18"),
         *("--model.backbone.dict_kwargs.num_classes", "10"),
-        *("--data.channels", "3", "--data.batch_size", "4"),
+        *("--data.channels", "3", "--data.batch_size", "4", "--pruning.target", "99%"),
         *("--trainer.enable_checkpointing", "false"),
         *("--trainer.limit_val_batches", "1", "--trainer.limit_test_batches", "1"),
     )
@@ -161,6 +356,7 @@ def test_a_backbone_of_torchvision_comes_by_class_path(run):
     assert masks["backbone.conv1.weight"].shape == (64, 3, 7, 7)
     assert masks["backbone.fc.weight"].shape == (10, 512)
     assert masks.kept == masks.total - int(masks.total * 99 / 100)
+    assert 0 < summary(folder)["effective_kept"] < masks.kept
 
 
 def test_stored_masks_take_the_place_of_a_criterion(run, tmp_path):
@@ -223,6 +419,8 @@ def test_help_names_the_keys(tmp_path, monkeypatch, capsys):
     out = capsys.readouterr().out
     for key in ("--pruning.target", "--pruning.criterion", "--model.backbone", "--run_dir"):
         assert key in out
+    for key in ("--pruning.search", "--pruning.prune_ineffective", "--pruning.allow_collapse"):
+        assert key in out
     assert list(tmp_path.iterdir()) == []
 
 
@@ -231,6 +429,10 @@ def _files(folder: Path) -> dict[str, str]:
     save_file({"other.weight": torch.ones(2, 2).bool()}, folder / "other.safetensors")
     reshaped = {f"backbone.fc{i}.weight": torch.ones(2, 2).bool() for i in (1, 2, 3)}
     save_file(reshaped, folder / "reshaped.safetensors")
+    dense = {
+        f"backbone.{n}": torch.ones(p.shape).bool() for n, p in LeNet300100().named_parameters()
+    }
+    save_file({n: m for n, m in dense.items() if m.dim() > 1}, folder / "dense.safetensors")
     (folder / "cut.safetensors").write_bytes((folder / "other.safetensors").read_bytes()[:-1])
     torch.save({"fc1.weight": torch.ones(2)}, folder / "other.pt")
     content = (folder / "other.pt").read_bytes()
@@ -238,6 +440,7 @@ def _files(folder: Path) -> dict[str, str]:
     texts = {
         "two_targets": "pruning:\n  target:\n    sparsity: 0.5\n    keep: 3\n",
         "odd_target": "pruning:\n  target:\n    sparsty: 0.5\n",
+        "odd_measure": "pruning:\n  target:\n    keep: 5\n    measure: efective\n",
         "key_in_group": "pruning:\n  targett: 3x\n",
         "top_key": "prunning:\n  target: 3x\n",
         "argument": "model:\n  backbone:\n    class_path: LeNet5\n    init_args:\n"
@@ -286,6 +489,39 @@ MISTAKES = {
     "two targets": ("--config {here}/two_targets.yaml", ["sparsity=0.5", "keep=3"]),
     "unknown target": ("--config {here}/odd_target.yaml", ["sparsty"]),
     "no target": ("--pruning.target null", ["target"]),
+    "misspelt measure": (
+        "--pruning.target '100x efective'",
+        ["'100x efective'", "'100x'", "'99%'", "'2662'", "'effective'"],
+    ),
+    "unknown measure": (
+        "--config {here}/odd_measure.yaml",
+        ["pruning.target", "efective", "'direct', 'effective'"],
+    ),
+    "bare decimal of effective ones": ("--pruning.target '0.5 effective'", ["0.5 effective"]),
+    "too many effective": ("--pruning.target '266201 effective'", ["266201", "266200"]),
+    "unknown search": (
+        "--pruning.search fast",
+        ["pruning.search", "fast", "'curve'", "'reprune'"],
+    ),
+    "everything": ("--pruning.target 100%", ["nothing effective is left", "allow_collapse"]),
+    "everything effective": (
+        "--pruning.target '100% effective'",
+        ["nothing effective is left", "allow_collapse"],
+    ),
+    "too few for a path": ("--pruning.target 2", ["nothing effective is left", "allow_collapse"]),
+    "no truth value": ("--pruning.allow_collapse maybe", ["pruning.allow_collapse", "maybe"]),
+    "effective target that cannot be followed": (
+        "--model.backbone {tests}.Unfollowed",
+        ["lit_prune_tests::unfollowed", "no connectivity rule"],
+    ),
+    "masks of another effective count": (
+        "--pruning.masks {here}/dense.safetensors",
+        ["dense.safetensors", "266200", "100x effective", "2662"],
+    ),
+    "masks of another count": (
+        "--pruning.masks {here}/dense.safetensors --pruning.target 5x",
+        ["dense.safetensors", "266200", "5x", "53240"],
+    ),
     "negative epochs": ("--trainer.max_epochs -1", ["max_epochs=-1"]),
     "no epochs": ("--trainer.max_epochs 0", ["max_epochs=0"]),
     "epochs in words": ("--trainer.max_epochs ten", ["trainer.max_epochs", "ten"]),

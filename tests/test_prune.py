@@ -10,11 +10,14 @@ from hypothesis import strategies as st
 from torch import nn
 from torch.utils.data import DataLoader, IterableDataset, TensorDataset
 
-from lit_prune import LitPruneError, Masks, Probe, Target, prune
+from lit_prune import Connectivity, LitPruneError, Masks, Probe, Target, prune
+from lit_prune.connectivity import UnsupportedOp
 from lit_prune.criteria import SNIP, Criterion, Magnitude, Random, SynFlow
 from lit_prune.errors import MasksMismatch, NonFiniteScores, QuotaOutOfRange
 from lit_prune.prune import budgets, prune_by_rounds
 from lit_prune.quotas import ERK, IGQ, Uniform, UniformPlus
+
+pytestmark = pytest.mark.filterwarnings("ignore::lit_prune.errors.TargetMissed")
 
 
 def lenet():
@@ -131,6 +134,107 @@ def test_include_and_exclude_choose_what_is_pruned():
     ]
     with pytest.raises(LitPruneError, match=r"include pattern '5\.weight'"):
         prune(small(), Magnitude(), "50%", include="5.weight")
+
+
+# --- effective targets; the search itself has tests of its own
+
+SEARCHES = ["curve", "reprune"]
+
+
+@torch.library.custom_op("lit_prune_tests::odd", mutates_args=())
+def odd(x: torch.Tensor) -> torch.Tensor:
+    return -x
+
+
+class Odd(nn.Module):
+    """A layer behind an operation that connectivity has no rule for."""
+
+    def __init__(self):
+        super().__init__()
+        self.fc = nn.Linear(6, 3)
+
+    def forward(self, x):
+        return odd(self.fc(x))
+
+
+def effective(masks, example=(1, 6)):
+    return Connectivity(small(), example, include=list(masks)).effective(masks)
+
+
+@pytest.mark.parametrize("search", SEARCHES)
+@pytest.mark.parametrize("rounds", [1, 3])
+@pytest.mark.parametrize("criterion", [Random(), Magnitude(), SNIP(), SynFlow()])
+def test_the_model_comes_back_from_an_effective_target(criterion, rounds, search, untouched):
+    model = small()
+    with untouched(model):
+        masks = prune(
+            model, criterion, "4x effective", rounds=rounds, batches=batches(), search=search
+        )
+    assert effective(masks).kept >= Target(compression=4).count(TOTAL)
+
+
+@pytest.mark.parametrize("search", SEARCHES)
+@pytest.mark.parametrize("rounds", [1, 3])
+@pytest.mark.parametrize("dtype", [torch.uint8, torch.int64, torch.float16, torch.float64])
+def test_scores_of_any_type_serve_an_effective_target(dtype, rounds, search):
+    def written(dtype):
+        def criterion(probe):
+            sizes = by_size(probe)
+            return {n: (200 * w / w.max()).round().to(dtype) for n, w in sizes.items()}
+
+        return criterion
+
+    def pruned(criterion):
+        target = "4x effective"
+        return prune(small(), criterion, target, rounds=rounds, example=(1, 6), search=search)
+
+    assert pruned(written(dtype)) == pruned(written(torch.float32))
+
+
+@pytest.mark.parametrize("search", SEARCHES)
+def test_a_target_of_all_effective_connections_scores_nothing(search):
+    masks = prune(small(), failing, "1x effective", search=search)
+    assert masks.kept == TOTAL
+    assert prune(Odd(), failing, "0% effective", search=search).kept == 18
+
+
+def test_an_operation_without_a_rule_matters_only_where_paths_do():
+    assert prune(Odd(), Magnitude(), "2x").kept == 9
+    for asked in ({"target": "2x effective"}, {"target": "2x", "prune_ineffective": True}):
+        with pytest.raises(UnsupportedOp, match="lit_prune_tests::odd"):
+            prune(Odd(), Magnitude(), example=(1, 6), **asked)
+
+
+@pytest.mark.parametrize("target", ["6x", "6x effective"])
+@pytest.mark.parametrize("rounds", [1, 4])
+def test_what_is_ineffective_goes_in_a_step_of_its_own(target, rounds):
+    def steps(**options):
+        draw = torch.Generator().manual_seed(2)
+        dense = Masks.dense(small())
+        asked = {"rounds": rounds, "example": (1, 6), "generator": draw, **options}
+        return list(prune_by_rounds(small(), dense, Random(), target, **asked))
+
+    plain, bare = steps(), steps(prune_ineffective=True)
+    assert bare[:-1] == plain
+    assert bare[-1] == effective(plain[-1])
+    assert bare[-1].kept < plain[-1].kept
+
+
+def test_a_direct_target_may_leave_nothing_effective():
+    masks = prune(small(), Magnitude(), 2)
+    assert masks.kept == 2
+    assert effective(masks).kept == 0
+    bare = prune(small(), Magnitude(), 2, example=(1, 6), prune_ineffective=True)
+    assert bare.kept == 0
+
+
+def test_effective_targets_that_cannot_be_met_are_errors():
+    with pytest.raises(LitPruneError, match=f"cannot keep 104 of {TOTAL}"):
+        prune(small(), failing, "104 effective", example=(1, 6))
+    with pytest.raises(LitPruneError, match=r"unknown search 'fast'; known: curve, reprune"):
+        prune(small(), failing, "50%", search="fast")
+    with pytest.raises(LitPruneError, match="pass example= or batches="):
+        prune(small(), failing, "50%", prune_ineffective=True)
 
 
 # --- a dense target

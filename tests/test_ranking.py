@@ -12,8 +12,9 @@ from hypothesis.extra.numpy import array_shapes
 
 from lit_prune import LitPruneError, Masks, Ranking
 from lit_prune.errors import NonFiniteScores, QuotaOutOfRange
-from lit_prune.quotas import Uniform
+from lit_prune.quotas import ERK, Uniform
 
+SHAPES = {"a": (300, 400), "b": (7,), "c": (16, 8, 3, 3), "d": (100, 10)}
 NUMBERS = st.sampled_from([-math.inf, -3.0, -0.5, 0.0, 0.0, 1.0, 1.0, 2.5, math.inf])
 
 
@@ -108,6 +109,88 @@ def test_rounds_inside_a_monotone_quota_end_where_one_round_ends(quota, layers):
     for k in range(0, ranking.total + 1, 3):
         wider = ranking.keep((k + ranking.total) // 2)
         assert Ranking(layers, quota, among=wider).keep(k) == ranking.keep(k)
+
+
+# --- many masks as one tensor of levels
+
+
+@st.composite
+def rankings(draw):
+    """A ranking of any scores, with ties and infinities, and rising counts to tell apart."""
+    layers = draw(scores())
+    quota = draw(st.sampled_from([None, Uniform(), ERK(), in_order]))
+    among = None
+    if quota is None and draw(st.booleans()):
+        among = candidates(layers, draw(st.integers(0, 9)))
+    elif quota is not None and draw(st.booleans()):
+        # What rounds with this quota leave, so that it can go on.
+        whole = Ranking(layers, quota)
+        among = whole.keep(draw(st.integers(0, whole.total)))
+    ranking = Ranking(layers, quota, among)
+    numbers = st.integers(0, ranking.total)
+    counts = draw(st.lists(numbers, min_size=1, max_size=12, unique=True))
+    return ranking, sorted(counts)
+
+
+@given(rankings())
+def test_a_level_holds_the_masks_of_its_count(drawn):
+    ranking, counts = drawn
+    levels = ranking.levels(counts)
+    assert list(levels) == list(ranking.scores)
+    assert all(values.dtype == torch.float32 for values in levels.values())
+    for j, count in enumerate(counts):
+        assert Masks({name: values >= -j for name, values in levels.items()}) == ranking.keep(count)
+    values = torch.cat([values.flatten() for values in levels.values()])
+    assert set(values.tolist()) <= {*map(float, range(-len(counts) + 1, 1)), -math.inf}
+    assert int((values > -math.inf).sum()) == counts[-1]
+
+
+@given(rankings())
+def test_all_counts_in_one_have_as_many_levels_as_connections(drawn):
+    ranking, _ = drawn
+    levels = ranking.levels(range(ranking.total + 1))
+    values = torch.cat([values.flatten() for values in levels.values()])
+    assert sorted(-values[values > -math.inf]) == list(range(1, ranking.total + 1))
+
+
+@pytest.mark.parametrize("quota", [None, Uniform()])
+def test_levels_of_a_large_ranking_of_ties(quota):
+    draw = torch.Generator().manual_seed(0)
+    layers = {n: torch.randint(3, s, generator=draw) for n, s in SHAPES.items()}
+    ranking = Ranking(layers, quota)
+    counts = [0, 1, 7_000, 7_001, 60_000, ranking.total]
+    levels = ranking.levels(counts)
+    for j, count in enumerate(counts):
+        assert Masks({name: values >= -j for name, values in levels.items()}) == ranking.keep(count)
+
+
+def test_counts_that_repeat_have_a_level_each():
+    levels = Ranking({"a": torch.tensor([3.0, 1.0, 2.0])}).levels([1, 1, 2])
+    assert levels["a"].tolist() == [0, -math.inf, -2]
+
+
+@pytest.mark.parametrize("counts", [[-1, 2], [0, 4]])
+def test_levels_of_more_than_there_are_are_an_error(counts):
+    with pytest.raises(LitPruneError, match="of 3 connections"):
+        Ranking({"a": torch.ones(3)}).levels(counts)
+
+
+def test_scores_of_what_is_not_ranked_are_minus_infinity():
+    among = Masks({"a": torch.tensor([True, False, True])})
+    ranking = Ranking({"a": torch.tensor([1.0, 2.0, -3.0])}, among=among)
+    assert ranking.scores["a"].tolist() == [1, -math.inf, -3]
+    assert Ranking({"a": torch.tensor([1.0, 2.0])}).scores["a"].tolist() == [1, 2]
+
+
+@pytest.mark.parametrize("dtype", [torch.uint8, torch.int8, torch.int32, torch.int64])
+def test_whole_scores_of_what_is_not_ranked_are_lower_than_any_other(dtype):
+    scores = torch.tensor([torch.iinfo(dtype).min, 7, torch.iinfo(dtype).max]).to(dtype)
+    among = Masks({"a": torch.tensor([True, False, True])})
+    found = Ranking({"a": scores}, among=among).scores["a"]
+    assert found[1] < found[0] < found[2]
+
+
+# --- ties
 
 
 @given(scores())

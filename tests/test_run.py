@@ -21,6 +21,7 @@ from torch import Tensor, nn
 from lit_prune import LitClassifier, LitPruneError, Masks
 from lit_prune.cli import main
 from lit_prune.files import write_whole
+from lit_prune.measure import LayerMeasure, Measurement, unmeasured
 from lit_prune.run import RunFolder, environment, folder_name, mask_summary
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -117,11 +118,19 @@ def test_the_summary_has_every_key_of_the_house(finished):
     summary = json.loads((finished / "summary.json").read_text())
     assert {
         *("test_accuracy", "total", "kept", "direct_sparsity", "direct_compression"),
+        *("effective_kept", "effective_sparsity", "effective_compression"),
+        *("effective_flops", "flops", "other_flops"),
         *("seed", "command", "git_commit", "versions", "seconds"),
     } <= set(summary)
-    assert (summary["total"], summary["kept"]) == (784 * 30 + 300, 239)
-    assert summary["direct_sparsity"] == (23_820 - 239) / 23_820
-    assert summary["direct_compression"] == 23_820 / 239
+    kept = Masks.load(finished / "masks.safetensors").kept
+    assert (summary["total"], summary["kept"]) == (784 * 30 + 300, kept)
+    assert summary["direct_sparsity"] == (23_820 - kept) / 23_820
+    assert summary["direct_compression"] == 23_820 / kept
+    assert summary["effective_kept"] == 239 <= kept
+    assert summary["effective_sparsity"] == (23_820 - 239) / 23_820
+    assert summary["effective_compression"] == 23_820 / 239
+    assert summary["flops"] == 2 * 23_820
+    assert (summary["effective_flops"], summary["other_flops"]) == (2 * 239, 0)
     assert 0 <= summary["test_accuracy"] <= 1
     assert summary["seed"] == 0
     assert summary["seconds"] > 0
@@ -131,7 +140,8 @@ def test_the_summary_has_every_key_of_the_house(finished):
 
 
 def test_what_is_infinite_is_null_in_the_summary(tmp_path):
-    assert run(tmp_path / "empty", "--pruning.target", "0") == 0
+    nothing = ("--pruning.target", "0", "--pruning.allow_collapse", "true")
+    assert run(tmp_path / "empty", *nothing) == 0
     text = (tmp_path / "empty" / "summary.json").read_text()
 
     def refuse(word):
@@ -140,25 +150,60 @@ def test_what_is_infinite_is_null_in_the_summary(tmp_path):
     summary = json.loads(text, parse_constant=refuse)
     assert summary["direct_compression"] is None
     assert (summary["kept"], summary["direct_sparsity"]) == (0, 1.0)
+    assert summary["effective_compression"] is None
+    assert (summary["effective_kept"], summary["effective_sparsity"]) == (0, 1.0)
 
 
-def test_layers_are_rows_of_name_shape_total_kept_and_sparsity(finished):
+def test_layers_are_rows_of_what_the_masks_keep_and_what_is_effective(finished):
     rows = list(csv.reader((finished / "layers.csv").open()))
-    assert rows[0] == ["name", "shape", "total", "kept", "sparsity"]
+    assert rows[0] == [
+        *("name", "shape", "total", "kept", "sparsity"),
+        *("effective", "dead_in", "dead_out", "flops", "effective_flops"),
+    ]
     masks = Masks.load(finished / "masks.safetensors")
     assert [row[:3] for row in rows[1:]] == [
         ["backbone.1.weight", "30x784", "23520"],
         ["backbone.5.weight", "10x30", "300"],
     ]
-    for name, _, total, kept, sparsity in rows[1:]:
+    first, second = masks.values()
+    between = first.any(1) & second.any(0)  # the hidden units with an input and an output
+    effective = {
+        "backbone.1.weight": first & between[:, None],
+        "backbone.5.weight": second & between,
+    }
+    for name, _, total, kept, sparsity, *measured in rows[1:]:
         assert int(kept) == masks[name].sum()
         assert float(sparsity) == (int(total) - int(kept)) / int(total)
+        mask = effective[name]
+        dead = [(~mask.any(0)).sum(), (~mask.any(1)).sum()]
+        flops = [2 * mask.numel(), 2 * mask.sum()]
+        assert [int(n) for n in measured] == [mask.sum(), *dead, *flops]
+
+
+def test_what_is_not_measured_is_an_empty_cell_and_null(tmp_path):
+    masks = Masks({"a.weight": torch.tensor([[True, False]]), "b.weight": torch.ones(2, 3) > 0})
+    measurement = unmeasured(masks)
+    folder = RunFolder(tmp_path / "run")
+    with folder.held({}):
+        folder.finish(masks, measurement.layers, mask_summary(masks, measurement))
+    rows = list(csv.reader((folder.path / "layers.csv").open()))
+    assert rows[1:] == [
+        ["a.weight", "1x2", "2", "1", "0.5", *[""] * 5],
+        ["b.weight", "2x3", "6", "6", "0.0", *[""] * 5],
+    ]
+    found = folder.summary()
+    assert (found["total"], found["kept"]) == (8, 7)
+    measured = ("effective_kept", "effective_sparsity", "effective_compression", "effective_flops")
+    assert [found[key] for key in (*measured, "flops", "other_flops")] == [None] * 6
 
 
 def test_the_settings_of_the_run_are_kept_whole(finished):
     settings = yaml.safe_load((finished / "config.yaml").read_text())
     assert {"seed_everything", "trainer", "model", "data", "pruning"} <= set(settings)
-    assert settings["pruning"]["target"] == "99%"
+    assert settings["pruning"]["target"] == "100x effective"
+    assert settings["pruning"]["search"] == "curve"
+    assert settings["pruning"]["prune_ineffective"] is False
+    assert settings["pruning"]["allow_collapse"] is False
     assert settings["model"]["optimizer"]["init_args"]["weight_decay"] == 5e-4
     assert "run_dir" not in settings
 
@@ -169,9 +214,9 @@ def test_a_finished_run_is_printed_and_not_trained_again(finished, capsys):
     assert run(finished) == 0
     assert contents(finished) == before
     out = capsys.readouterr().out
-    accuracy = json.loads((finished / "summary.json").read_text())["test_accuracy"]
-    assert f"{accuracy:.2%}" in out
-    assert "239" in out
+    summary = json.loads((finished / "summary.json").read_text())
+    for words in (f"{summary['test_accuracy']:.2%}", str(summary["kept"]), "239"):
+        assert words in out
 
 
 @pytest.mark.usefixtures("no_training")
@@ -180,7 +225,9 @@ def test_a_finished_run_is_printed_and_not_trained_again(finished, capsys):
     ("args", "named"),
     [
         (["--seed_everything", "1"], ["seed_everything", "0", "1"]),
-        (["--pruning.target", "10x"], ["pruning.target", "'99%'", "'10x'"]),
+        (["--pruning.target", "10x"], ["pruning.target", "'100x effective'", "'10x'"]),
+        (["--pruning.search", "reprune"], ["pruning.search", "'curve'", "'reprune'"]),
+        (["--pruning.prune_ineffective", "true"], ["pruning.prune_ineffective", "False", "True"]),
         (["--model.optimizer.lr", "0.2"], ["model.optimizer", "lr", "0.1", "0.2"]),
         (["--data.batch_size", "5", "--pruning.target", "3x"], ["data.", "batch_size", "64", "5"]),
         (["--pruning.quota", "ERK"], ["pruning.quota", "ERK"]),
@@ -267,6 +314,10 @@ def test_a_run_that_was_stopped_after_training_only_writes_its_results(
     )
     for key in ("test_accuracy", "test_loss", "epochs", "kept", "total"):
         assert again[key] == first[key]
+    measured = [key for key in first if "effective" in key or "flops" in key]
+    assert len(measured) == 6
+    assert [again[key] for key in measured] == [first[key] for key in measured]
+    assert (interrupted / "layers.csv").read_bytes() == (template / "layers.csv").read_bytes()
 
 
 class PowerCut(RuntimeError):
@@ -357,12 +408,20 @@ def test_the_name_of_a_folder_depends_on_every_setting_and_not_on_their_order():
 
 def test_the_summary_of_masks_counts_them():
     masks = Masks({"a": torch.tensor([True, False, False, True, False])})
-    assert mask_summary(masks) == {
-        "total": 5,
-        "kept": 2,
-        "direct_sparsity": 0.6,
-        "direct_compression": 2.5,
+    direct = {"total": 5, "kept": 2, "direct_sparsity": 0.6, "direct_compression": 2.5}
+    row = LayerMeasure(*masks.layers()[0], 1, 0, 0, 10, 2)
+    assert mask_summary(masks, Measurement((row,), 7)) == {
+        **direct,
+        "effective_kept": 1,
+        "effective_sparsity": 0.8,
+        "effective_compression": 5.0,
+        "effective_flops": 9,
+        "flops": 17,
+        "other_flops": 7,
     }
+    unknown = mask_summary(masks, unmeasured(masks))
+    assert {key: value for key, value in unknown.items() if value is not None} == direct
+    assert unknown.keys() == mask_summary(masks, Measurement((row,), 7)).keys()
 
 
 def test_the_commit_is_that_of_the_checkout_or_null_without_git(tmp_path, monkeypatch):

@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from lit_prune import selection
-from lit_prune.selection import largest
+from lit_prune.selection import at_least, count, kth_largest, larger, largest, ordered
 
 LIMIT = 1 << 17  # above it a sample brackets the selection
 
@@ -25,7 +25,7 @@ def flat(parts):
     return np.concatenate([part.numpy().ravel() for part in parts])
 
 
-def ordered(parts, among=None):
+def ascending(parts, among=None):
     """All candidates, the smallest first: by value, then by place."""
     values = flat(parts)
     order = np.lexsort((places(values.size), values))
@@ -39,7 +39,7 @@ def marked(order, k, total):
 
 
 def assert_is_the_sort(parts, ks, among=None):
-    order = ordered(parts, among)
+    order = ascending(parts, among)
     for k in ks:
         found = largest(parts, k, among)
         assert [mark.shape for mark in found] == [part.shape for part in parts]
@@ -115,6 +115,125 @@ def test_what_is_given_is_only_read(drawn):
     assert all(torch.equal(a, b) for a, b in zip(before, after, strict=True))
 
 
+# --- comparing and counting
+
+
+@given(parts_and_candidates())
+def test_comparisons_and_counts_are_those_of_torch(drawn):
+    parts, _ = drawn
+    for bound in torch.cat(parts):
+        for given_as in (bound, bound.item()):
+            marks = [at_least(part, given_as) for part in parts]
+            assert all(map(torch.equal, marks, [part >= bound for part in parts]))
+            assert count(marks) == sum(int((part >= bound).sum()) for part in parts)
+            marks = [larger(part, given_as) for part in parts]
+            assert all(map(torch.equal, marks, [part > bound for part in parts]))
+
+
+@pytest.mark.parametrize("shape", [(), (0, 3), (5, 4), (2, 3, 4, 5)])
+def test_what_is_compared_may_have_any_shape_and_layout(shape):
+    numbers = (
+        torch.arange(float(np.prod(shape, dtype=int))).view(shape).mT if shape else torch.ones(())
+    )
+    for mark in (at_least(numbers, 1.0), larger(numbers, torch.tensor(0.5))):
+        assert (mark.shape, mark.dtype) == (numbers.shape, torch.bool)
+        assert torch.equal(mark, numbers >= 1)
+        mark.logical_not_()  # a tensor of its own, that may be written to
+
+
+# --- the k-th largest, and all in order
+
+
+def assert_is_the_kth(parts, ks):
+    descending = np.sort(flat(parts))[::-1]
+    for k in ks:
+        found = kth_largest(parts, k)
+        assert (found.shape, found.dtype) == ((), parts[0].dtype)
+        assert found.item() == descending[k - 1], f"k={k}"
+
+
+@given(parts_and_candidates())
+def test_the_kth_of_few_numbers_is_that_of_the_sort(drawn):
+    parts, _ = drawn
+    assert_is_the_kth(parts, list(every_k(parts, None))[1:])
+
+
+@given(parts_and_candidates(), st.integers(0, 6), st.integers(1, 8))
+def test_the_kth_is_exact_with_an_unlucky_sample(drawn, limit, sample):
+    parts, _ = drawn
+    with (
+        mock.patch.object(selection, "_SMALL", limit),
+        mock.patch.object(selection, "_SAMPLE", sample),
+    ):
+        assert_is_the_kth(parts, list(every_k(parts, None))[1:])
+
+
+@given(parts_and_candidates())
+def test_the_kth_is_the_threshold_of_the_k_largest(drawn):
+    parts, _ = drawn
+    for k in list(every_k(parts, None))[1:]:
+        threshold = kth_largest(parts, k)
+        enough = np.concatenate([(part >= threshold).numpy() for part in parts])
+        more = np.concatenate([(part > threshold).numpy() for part in parts])
+        assert more.sum() < k <= enough.sum()
+        marks = flat(largest(parts, k))
+        assert not (more & ~marks).any()
+        assert not (marks & ~enough).any()
+
+
+@given(parts_and_candidates())
+def test_the_order_of_what_is_marked_is_that_of_the_sort(drawn):
+    parts, among = drawn
+    marks = among or [torch.ones_like(part, dtype=torch.bool) for part in parts]
+    assert ordered(parts, marks).tolist() == ascending(parts, among)[::-1].tolist()
+
+
+@given(parts_and_candidates())
+def test_the_k_largest_are_the_first_k_of_the_order(drawn):
+    parts, among = drawn
+    marks = among or [torch.ones_like(part, dtype=torch.bool) for part in parts]
+    order = ordered(parts, marks)
+    assert len(order) == len(every_k(parts, among)) - 1
+    for k in every_k(parts, among):
+        found = np.flatnonzero(flat(largest(parts, k, among)))
+        assert np.array_equal(np.sort(order[:k].numpy()), found)
+
+
+@given(parts_and_candidates())
+def test_to_order_is_only_to_read(drawn):
+    parts, among = drawn
+    marks = among or [torch.ones_like(part, dtype=torch.bool) for part in parts]
+    before = [tensor.clone() for tensor in [*parts, *marks]]
+    ordered(parts, marks).zero_()
+    for k in list(every_k(parts, None))[1:]:
+        kth_largest(parts, k).zero_()
+    assert all(torch.equal(a, b) for a, b in zip(before, [*parts, *marks], strict=True))
+
+
+@pytest.mark.parametrize("many", [3, 400])
+def test_any_shape_and_layout_has_the_order_of_its_indices(many):
+    numbers = torch.arange(many * many * 4.0).view(many, many, 2, 2)
+    parts = [numbers.permute(1, 0, 2, 3), numbers.to(memory_format=torch.channels_last)]
+    parts = [part % (many * many) for part in parts] + [torch.zeros(0, 2)]
+    marks = [part > part.numel() // 10 for part in parts]
+    assert np.array_equal(ordered(parts, marks), ascending(parts, marks)[::-1])
+    n = parts[0].numel()
+    assert_is_the_kth(parts[:2], [1, 2, n, 2 * n])
+
+
+def test_numbers_of_different_precision_are_ordered_by_value():
+    parts = [torch.full((2,), 0.1, dtype=torch.float64), torch.full((2,), 0.1), torch.ones(1).int()]
+    marks = [torch.ones_like(part, dtype=torch.bool) for part in parts]
+    order = ordered(parts, marks).tolist()
+    assert order[0] == 4
+    assert {*order[1:3]} == {2, 3}
+    assert [kth_largest(parts, k).item() for k in range(1, 6)] == [
+        1,
+        *[float(parts[1][0])] * 2,
+        *[0.1] * 2,
+    ]
+
+
 # --- large: around the sampled bracket
 
 SIZES = [(300, 400), (77, 1100), (9,), (3, 3, 3, 111)]  # 207,706 numbers in all
@@ -158,6 +277,17 @@ def test_any_k_of_many_numbers_is_that_of_the_sort(kind, dtype, share):
     among = None if share is None else split(draw.random(total) < share, dtype=torch.bool)
     n = total if among is None else int(flat(among).sum())
     assert_is_the_sort(parts, [0, 1, 2, n // 100, n // 3, n // 2, n - n // 50, n - 1, n], among)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("kind", LARGE)
+def test_the_kth_of_many_numbers_and_their_order_are_those_of_the_sort(kind, dtype):
+    draw = np.random.default_rng(0)
+    n = sum(int(np.prod(size)) for size in SIZES)
+    parts = split(LARGE[kind](n, draw), dtype=dtype)
+    assert_is_the_kth(parts, [1, 2, n // 100, n // 3, n // 2, n - n // 50, n - 1, n])
+    marks = split(draw.random(n) < 0.3, dtype=torch.bool)
+    assert np.array_equal(ordered(parts, marks), ascending(parts, marks)[::-1])
 
 
 @pytest.mark.parametrize("total", [LIMIT - 1, LIMIT, LIMIT + 1])

@@ -7,7 +7,7 @@ from fractions import Fraction
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from lit_prune import LitPruneError, Target
@@ -17,6 +17,20 @@ SHARES = st.one_of(
     st.decimals(0, 1, places=2), st.decimals(0, 1, places=4), st.decimals(0, 1, places=7)
 )
 FACTORS = st.one_of(st.decimals(1, 1000, places=0), st.decimals(1, 1000, places=3))
+MEASURES = st.sampled_from(["direct", "effective"])
+
+
+@st.composite
+def targets(draw):
+    """Any target of numbers that a config can hold."""
+    numbers = {
+        "sparsity": st.floats(0, 1),
+        "density": st.floats(0, 1),
+        "compression": st.floats(1, 1e300),
+        "keep": st.integers(0, 10**30),
+    }
+    name = draw(st.sampled_from(list(numbers)))
+    return Target(**{name: draw(numbers[name])}, measure=draw(MEASURES))
 
 
 @pytest.mark.parametrize(
@@ -40,10 +54,30 @@ FACTORS = st.one_of(st.decimals(1, 1000, places=0), st.decimals(1, 1000, places=
         ({"density": 0.01, "measure": "direct"}, Target(density=0.01)),
         ({"keep": 7, "sparsity": None}, Target(keep=7)),
         (Target(density=0.5), Target(density=0.5)),
+        ("100x effective", Target(compression=100, measure="effective")),
+        ("99% effective", Target(sparsity=0.99, measure="effective")),
+        ("2662 effective", Target(keep=2662, measure="effective")),
+        ("100X EFFECTIVE", Target(compression=100, measure="effective")),
+        ("  99.5 %  Effective ", Target(sparsity=0.995, measure="effective")),
+        ("1.5 x\teffective", Target(compression=1.5, measure="effective")),
+        ("0 effective", Target(keep=0, measure="effective")),
+        ("100x direct", Target(compression=100)),
+        ("2662 Direct", Target(keep=2662)),
+        (
+            {"compression": 100, "measure": "effective"},
+            Target(compression=100, measure="effective"),
+        ),
+        ({"keep": 7, "measure": "effective"}, Target(keep=7, measure="effective")),
+        (Target(keep=7, measure="effective"), Target(keep=7, measure="effective")),
     ],
 )
 def test_forms_that_a_config_may_write(written, target):
     assert Target.parse(written) == target
+
+
+def test_a_target_is_direct_unless_it_says_effective():
+    assert Target.parse("100x").measure == Target(keep=3).measure == "direct"
+    assert Target.parse("100x effective") != Target.parse("100x")
 
 
 # --- counting
@@ -123,9 +157,38 @@ def test_a_target_reads_back_from_what_it_writes(share, total):
         assert Target.parse(str(target)).count(total) == target.count(total)
 
 
+@given(targets(), TOTALS)
+@example(Target(density=0.012345678901234567), 10**9)  # its sparsity has more digits than a float
+@example(Target(density=1e-20, measure="effective"), 10**9)
+@example(Target(sparsity=0.09940033823870109), 10**9)  # and 100 times this as well
+@example(Target(sparsity=5e-324), 10**9)
+def test_whatever_a_target_writes_reads_back_as_the_same_target(target, total):
+    written = str(target)
+    back = Target.parse(written)
+    assert str(back) == written
+    assert back.measure == target.measure
+    assert ("effective" in written) == (target.measure == "effective")
+    if target.keep is None:
+        assert back.count(total) == target.count(total)
+    else:
+        assert back == target
+
+
+@given(targets(), TOTALS)
+def test_what_is_counted_does_not_change_how_many(target, total):
+    numbers = {name: getattr(target, name) for name in ("sparsity", "density", "compression")}
+    direct, effective = (
+        Target(**numbers, keep=target.keep and min(target.keep, total), measure=measure)
+        for measure in ("direct", "effective")
+    )
+    assert direct.count(total) == effective.count(total)
+
+
 def test_targets_are_written_as_a_config_would():
     targets = [Target(sparsity=0.29), Target(density=0.01), Target(compression=100), Target(keep=5)]
     assert [str(target) for target in targets] == ["29%", "99%", "100x", "5"]
+    paths = [Target(sparsity=0.29, measure="effective"), Target(keep=5, measure="effective")]
+    assert [str(target) for target in paths] == ["29% effective", "5 effective"]
 
 
 # --- bad input
@@ -167,6 +230,22 @@ def test_targets_are_written_as_a_config_would():
         "50/100%",
         "0x10",
         "1,5x",
+        "effective",
+        "effective 100x",
+        "100x efective",
+        "100xeffective",
+        "99%effective",
+        "2662effective",
+        "100x effective effective",
+        "100x effective direct",
+        "100x, effective",
+        "100x(effective)",
+        "100 effective x",
+        "0.5 effective",
+        "nan effective",
+        "120% effective",
+        "0.5x effective",
+        "-5 effective",
         True,
         False,
         None,
@@ -195,6 +274,9 @@ def test_targets_are_written_as_a_config_would():
         {"keep": math.nan},
         {"sparsity": 0.5, "measure": "indirect"},
         {"sparsity": 0.5, "measure": None},
+        {"sparsity": 0.5, "measure": "Effective"},
+        {"sparsity": 0.5, "measure": ""},
+        {"measure": "effective"},
         {"sparseness": 0.5},
         {"sparsity": 0.5, "rounds": 3},
     ],
@@ -218,7 +300,11 @@ def test_bad_input_is_one_clear_line(written):
         ({"sparsity": 0.5, "keep": 7}, r"exactly one of.*got sparsity=0\.5 and keep=7"),
         ({}, r"exactly one of.*got none"),
         ({"sparseness": 0.5}, r"unknown key 'sparseness'.*sparsity"),
-        ({"keep": 1, "measure": "both"}, r"unknown measure 'both'.*direct"),
+        ({"keep": 1, "measure": "both"}, r"unknown measure 'both'.*direct, effective"),
+        ("100x efective", r"'100x efective' is not understood.*'100x'.*'99%'.*'2662'.*'effective'"),
+        ("99 percent", r"'99 percent' is not understood.*'effective' behind it"),
+        ("0.5 effective", r"'0\.5 effective' is ambiguous.*'100x'.*'99%'.*'2662'"),
+        ("120% effective", r"'120% effective' is out of range.*0% to 100%"),
     ],
     ids=str,
 )

@@ -2,6 +2,7 @@
 
 import warnings
 from collections.abc import Callable, Iterator
+from glob import escape
 from typing import Any
 
 import torch
@@ -12,9 +13,9 @@ from torch.optim import Optimizer
 from tqdm import tqdm
 
 from lit_prune.callbacks.training_batches import training_batches
-from lit_prune.connectivity import Connectivity
+from lit_prune.connectivity import Connectivity, UnsupportedOp
 from lit_prune.criteria import Criterion
-from lit_prune.errors import LitPruneError, first_line
+from lit_prune.errors import LitPruneError, TargetMissed, first_line
 from lit_prune.masks import Masks, bits_of, zero_pruned_
 from lit_prune.measure import Measurement, measure, unmeasured
 from lit_prune.probe import Example, Loss, Probe
@@ -127,6 +128,8 @@ class MaskManager(Callback):
         if self._first_epoch is None:
             self._first_epoch = trainer.current_epoch
         if self.masks is not None:
+            if self.measurement is None:
+                self._measured(self.masks, trainer, pl_module)
             self._hold(self.masks, trainer, pl_module)
 
     def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -184,7 +187,7 @@ class MaskManager(Callback):
         if self.masks_file is not None:
             if epoch == 0:
                 masks = self._stored(self.masks_file, pl_module)
-                self._measure(masks, trainer, pl_module)
+                masks = self._measured(masks, trainer, pl_module)
                 self._require_effective(self.masks_file, masks.total)
                 self._hold(masks, trainer, pl_module)
             return
@@ -195,8 +198,7 @@ class MaskManager(Callback):
             masks = self._prune(masks, keep, trainer, pl_module)
             # Every rank scores its own share of data; rank 0's masks hold for all.
             masks = Masks(trainer.strategy.broadcast(dict(masks.to("cpu"))))
-            self._measure(masks, trainer, pl_module)
-            self._hold(masks, trainer, pl_module)
+            self._hold(self._measured(masks, trainer, pl_module), trainer, pl_module)
 
     def _stored(self, path: str, pl_module: LightningModule) -> Masks:
         """Load masks; they must be of this model, and a target beside them what they keep."""
@@ -208,16 +210,31 @@ class MaskManager(Callback):
         return masks
 
     def _require_effective(self, path: str, total: int) -> None:
+        """Check stored masks against an effective target, which is met from above.
+
+        One that no threshold meets leaves a few more; many more are of another target.
+        """
         assert self.measurement is not None
         kept = self.measurement.totals()["effective_kept"]
-        if kept is not None and self.target is not None and self.target.measure == "effective":
-            _require_count(path, int(kept), total, self.target)
+        if kept is None or self.target is None or self.target.measure == "direct":
+            return
+        wanted = self.target.count(total)
+        text = (
+            f"of the masks of {path} {int(kept)} of {total} connections are effective, the target "
+            f"{self.target} asks for {wanted}"
+        )
+        if not wanted <= kept <= 1.1 * wanted + 100:
+            raise LitPruneError(text)
+        if kept > wanted:
+            warnings.warn_explicit(text, TargetMissed, "lit_prune", 0)
 
     def _prune(
         self, masks: Masks, keep: int, trainer: Trainer, pl_module: LightningModule
     ) -> Masks:
         assert self.criterion is not None
         assert self.target is not None
+        exact = Target(keep=keep, measure=self.target.measure)
+        target = self.target if self.target.count(masks.total) == keep else exact
         generator = self._generator()
         seed = generator.initial_seed()
         data = training_batches(trainer, self.batches, seed) if keep < masks.total else []
@@ -225,7 +242,7 @@ class MaskManager(Callback):
             pl_module,
             masks,
             self.criterion,
-            Target(keep=keep, measure=self.target.measure),
+            target,
             self.quota,
             self.rounds,
             data,
@@ -236,30 +253,44 @@ class MaskManager(Callback):
             self.prune_ineffective,
             self.allow_collapse,
         )
-        number = len(list(budgets(masks.total, keep, rounds_of(self.criterion, self.rounds))))
-        return last(_shown(steps, number, trainer), masks)
+        number = len(list(budgets(masks.kept, keep, rounds_of(self.criterion, self.rounds))))
+        with warnings.catch_warnings():
+            if not trainer.is_global_zero:
+                # Rank 0's masks hold for all, and so does its warning.
+                warnings.simplefilter("ignore", TargetMissed)
+            return last(_shown(steps, number, trainer), masks)
 
-    def _measure(self, masks: Masks, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Measure what the masks leave, as far as the module can be run on an example.
+    def _measured(self, masks: Masks, trainer: Trainer, pl_module: LightningModule) -> Masks:
+        """Measure what the masks leave; return them, without what is ineffective if so wished.
+
+        A module that cannot be followed from an example is trained all the same.
 
         Raises:
             LitPruneError: nothing effective is left, and that is not allowed.
         """
-        self.measurement = unmeasured(masks)
+        self.measurement, inputs = unmeasured(masks), None
         try:
-            generator = self._generator()
-            batches = training_batches(trainer, 1, generator.initial_seed())
-            inputs = Probe(pl_module, masks, batches, example=self.example).inputs()
-            self.measurement = measure(pl_module, masks, None, inputs)
-            effective = Connectivity(pl_module, inputs, include=list(masks)).effective(masks)
-            self.measurement = measure(pl_module, masks, effective, inputs)
-        except Exception as error:
-            # The module is the user's, and training does not need this.
+            inputs = self._inputs(masks, trainer, pl_module)
+            names = [escape(name) for name in masks]
+            effective = Connectivity(pl_module, inputs, include=names).effective(masks)
+        except LitPruneError as error:
             why = first_line(error)
             warnings.warn(f"effective sparsity is not measured: {why}", stacklevel=2)
-            return
+            if inputs is not None and isinstance(error, UnsupportedOp):
+                self.measurement = measure(pl_module, masks, None, inputs)
+            return masks
         if not self.allow_collapse:
             require_life(effective.kept)
+        masks = effective if self.prune_ineffective else masks
+        self.measurement = measure(pl_module, masks, effective, inputs)
+        return masks
+
+    def _inputs(
+        self, masks: Masks, trainer: Trainer, pl_module: LightningModule
+    ) -> tuple[Tensor, ...]:
+        seed = self._generator().initial_seed()
+        batches = [] if self.example is not None else training_batches(trainer, 1, seed)
+        return Probe(pl_module, masks, batches, example=self.example).inputs()
 
     def _generator(self) -> torch.Generator:
         return self.generator or torch.Generator().manual_seed(self._seed or 0)

@@ -95,6 +95,8 @@ class Connectivity:
             raise LitPruneError(f"unknown resolution {resolution!r}; known: {known}")
         self.resolution = resolution
         weights = prunable(model, include, exclude)
+        if not weights:
+            raise LitPruneError(f"{type(model).__name__} has no prunable weight")
         inputs = _inputs(model, example)
         with looked_at(model):
             self._wiring = record(model, inputs, weights)

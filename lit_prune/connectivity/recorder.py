@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch._ops import OpOverload
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_iter, tree_leaves, tree_map_only
 from torch.utils.weak import WeakIdKeyDictionary
@@ -21,6 +22,7 @@ from lit_prune.connectivity.wiring import (
     Weight,
     Wiring,
 )
+from lit_prune.errors import LitPruneError, first_line
 
 __all__ = ["record"]
 
@@ -47,8 +49,13 @@ def record(model: nn.Module, inputs: tuple[Any, ...], weights: dict[str, nn.Para
         signals = tuple(recorder.mark(x) for x in aliases.values())
         given = tree_map_only(Tensor, lambda x: aliases[id(x)], inputs)
         with recorder:
-            result = model(*given)
-        ends = {recorder.signal(x) for x in _tensors(result)}
+            result = _run(model, given)
+        ends = {recorder.signal(x) for x in _tensors(result)} - {None}
+    if not ends:
+        raise LitPruneError(
+            f"no output of {type(model).__name__} depends on its input; numbers that leave PyTorch "
+            f"(numpy, tolist) are not followed"
+        )
     return Wiring(
         device=next(iter(weights.values())).device,
         weights={name: weight.shape for name, weight in weights.items()},
@@ -57,6 +64,19 @@ def record(model: nn.Module, inputs: tuple[Any, ...], weights: dict[str, nn.Para
         outputs=tuple(signal for signal in ends if signal is not None),
         steps=recorder.steps,
     ).without_dead_ends()
+
+
+def _run(model: nn.Module, inputs: tuple[Any, ...]) -> Any:
+    try:
+        return model(*inputs)
+    except LitPruneError:
+        raise
+    except Exception as error:
+        given = ", ".join(str(tuple(x.shape)) for x in tree_leaves(inputs))
+        raise LitPruneError(
+            f"{type(model).__name__} does not take the example of shape {given}: "
+            f"{first_line(error)}"
+        ) from error
 
 
 def _tensors(result: Any) -> Iterator[Tensor]:
@@ -86,6 +106,8 @@ class _Recorder(TorchDispatchMode):
     place, the storage keeps a list of writes, and whoever shares the memory catches up with them
     when it is used next.
     """
+
+    supports_higher_order_operators = True
 
     def __init__(self, model: nn.Module, weights: dict[str, nn.Parameter]) -> None:
         super().__init__()
@@ -133,6 +155,8 @@ class _Recorder(TorchDispatchMode):
             result = func(*args, **kwargs)
             self._forget_overwritten(func, args, kwargs)
             return result
+        if not isinstance(func, OpOverload):
+            raise self._unsupported(func, args, "takes functions, and is not looked into")
         rule = rule_of(func)
         if rule is None and func.has_kernel_for_dispatch_key(_COMPOSITE):
             with self:
@@ -141,7 +165,7 @@ class _Recorder(TorchDispatchMode):
         result = func(*args, **kwargs)
         if rule is None:
             if func._schema.is_mutable or any(isinstance(x, Tensor) for x in tree_iter(result)):
-                raise self._unsupported(func, args, "has no connectivity rule")
+                raise self._unsupported(func, args, f"has no connectivity rule; {_hint(func)}")
             return result
         wire = Wire(self.steps, func, args, kwargs, result, seen)
         try:
@@ -234,11 +258,19 @@ class _Recorder(TorchDispatchMode):
         module = self._inside[-1] if self._inside else None
         where = f" in {self._names.get(id(module), 'a module')}" if module is not None else ""
         kind = f" ({type(module).__name__})" if module is not None else ""
-        name = func.overloadpacket._qualified_op_name
         return UnsupportedOp(
-            f"{name} on shapes {', '.join(map(str, shapes))}{where}{kind} {why}; add one: "
-            f'a function under @rule("{name}"), as in lit_prune/connectivity/rules/'
+            f"{_name(func)} on shapes {', '.join(map(str, shapes))}{where}{kind} {why}"
         )
+
+
+def _name(func: Any) -> str:
+    is_plain = isinstance(func, OpOverload)
+    return func.overloadpacket._qualified_op_name if is_plain else func.name()
+
+
+def _hint(func: Any) -> str:
+    name = _name(func)
+    return f'add one: a function under @rule("{name}"), as in lit_prune/connectivity/rules/'
 
 
 _COMPOSITE = torch._C.DispatchKey.CompositeImplicitAutograd
@@ -273,8 +305,8 @@ def _part(tensor: Tensor, home: Sequence[tuple[str, nn.Parameter]]) -> Weight:
 
 def _written(func: Any, args: Sequence[Any], kwargs: dict[str, Any]) -> list[Tensor]:
     """Return the tensors that an operation writes to in place."""
-    schema = func._schema
-    if not schema.is_mutable:
+    schema = getattr(func, "_schema", None)
+    if schema is None or not schema.is_mutable:
         return []
     named = dict(zip((a.name for a in schema.arguments), args, strict=False)) | kwargs
     targets = [a.name for a in schema.arguments if a.alias_info and a.alias_info.is_write]

@@ -210,7 +210,7 @@ def _reshaped(values: Tensor, before: Size, after: Size) -> Tensor:
     same = sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], pairs))
     end = tuple(values.shape[values.dim() - same :])
     start = wide(values, (*before[: len(before) - same], *end))
-    return compact(start.reshape(*after[: len(after) - same], *end))
+    return compact(start.reshape((*after[: len(after) - same], *end)))
 
 
 @dataclass(frozen=True, eq=False)

@@ -31,6 +31,7 @@ class Tell(pl.Callback):
         ]
         note = {
             "masks": _hash(manager.masks),
+            "measurement": manager.measurement.plain(),
             "weights": _hash(dict(module.named_parameters())),
             "zeros": all(zeros),
             "order": trainer.train_dataloader.batch_sampler._seed,
@@ -89,21 +90,23 @@ def test_two_processes_hold_the_same_masks_and_write_one_folder(launcher, tmp_pa
     }
     everything = [note for pair in ranks.values() for note in pair]
     assert len({note["masks"] for note in everything}) == 1
+    assert all(note["measurement"] == everything[0]["measurement"] for note in everything)
     assert all(note["zeros"] for note in everything)
     for first, second in ranks.values():
         assert first["weights"] == second["weights"]
     first, second = ranks["start"]
     assert first["order"] == second["order"]
     assert not set(first["first"]) & set(second["first"]), "each rank has a share of its own"
-    for key in ("val/accuracy", "val/loss", "sparsity/direct"):
+    for key in ("val/accuracy", "val/loss", "sparsity/direct", "sparsity/effective"):
         assert ranks["end"][0]["metrics"][key] == ranks["end"][1]["metrics"][key]
 
     summary = json.loads((folder / "summary.json").read_text())
-    assert summary["kept"] == 2662
+    assert summary["effective_kept"] == 2662 < summary["kept"]
     assert math.isfinite(summary["test_accuracy"])
     assert math.isfinite(summary["test_loss"])
     masks = Masks.load(folder / "masks.safetensors")
     assert _hash(masks) == ranks["end"][0]["masks"]
+    assert masks.kept == summary["kept"]
     checkpoint = torch.load(folder / "checkpoints" / "last.ckpt", weights_only=True)
     assert next(iter(checkpoint["state_dict"])) == "backbone.fc1.weight"
     assert done.stdout.count("test accuracy") == 1, "only one process prints"

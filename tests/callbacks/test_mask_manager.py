@@ -12,20 +12,36 @@ import pytest
 import torch
 import torch.nn.functional as F
 from lightning.pytorch.callbacks import ModelCheckpoint
+from lightning.pytorch.loggers import TensorBoardLogger
 from lightning.pytorch.strategies import FSDPStrategy
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from torch import Tensor, nn
 from torch.optim import SGD, Adagrad, Adam, Adamax, AdamW, RMSprop, Rprop
 from torch.optim.lr_scheduler import CosineAnnealingLR, MultiStepLR, StepLR
 from torch.utils.data import DataLoader, TensorDataset
 
-from lit_prune import LitClassifier, LitPruneError, MaskManager, Masks, Target
-from lit_prune.callbacks import SeededEpochs
+from lit_prune import (
+    Connectivity,
+    LitClassifier,
+    LitPruneError,
+    MaskManager,
+    Masks,
+    Probe,
+    Ranking,
+    Target,
+    prune,
+)
+from lit_prune.callbacks import SeededEpochs, mask_manager
+from lit_prune.connectivity import UnsupportedOp
 from lit_prune.criteria import SNIP, Criterion, Magnitude, Random, SynFlow
 from lit_prune.data import Digits
 from lit_prune.data.batches import Images
 from lit_prune.data.images import ImagesInMemory
+from lit_prune.measure import Measurement, measure
 from lit_prune.quotas import ERK, Uniform
 from lit_prune.schedules import AtInit, Schedule
+
+pytestmark = pytest.mark.filterwarnings("ignore::lit_prune.errors.TargetMissed")
 
 PRUNABLE = ["net.0.weight", "net.4.weight", "net.7.weight"]
 TOTAL = 4 * 1 * 3 * 3 + 16 * 64 + 3 * 16
@@ -322,6 +338,7 @@ def test_a_compiled_net_is_pruned_under_its_plain_names(backend):
     plain = MaskManager(SNIP(), "5x")
     train(own(partial(SGD, lr=0.1, momentum=0.9)), plain, epochs=1)
     assert manager.masks == plain.masks
+    assert manager.measurement == plain.measurement
     torch.compiler.reset()
 
 
@@ -373,8 +390,6 @@ def test_a_quota_rules_the_layers(quota):
 
 def test_the_masks_are_those_of_prune_on_the_same_batches():
     """An oracle that shares no code with the callback's own bookkeeping."""
-    from lit_prune import prune
-
     batches = DataLoader(data(), 6)
     manager = MaskManager(SNIP(), "5x", batches=2)
     train(own(), manager, batches=batches, epochs=1)
@@ -406,6 +421,8 @@ def test_scoring_never_calls_the_training_step():
 
 
 def test_a_dense_target_scores_nothing_and_changes_no_bit():
+    """One batch is looked at, to measure."""
+
     def untouchable(probe):
         raise AssertionError("scored")
 
@@ -426,7 +443,7 @@ def test_a_dense_target_scores_nothing_and_changes_no_bit():
     for target in ("1x", "0%", TOTAL):
         manager = MaskManager(untouchable, target)
         module, times_here = ended(manager)
-        assert times_here == times
+        assert times_here == times + 1
         assert manager.masks.kept == manager.masks.total == TOTAL
         for name, value in plain.state_dict().items():
             assert torch.equal(value, module.state_dict()[name]), name
@@ -456,7 +473,7 @@ class Jittered(Own):
         return x + torch.rand_like(x), y
 
 
-def _compared(criterion, make_loader=loader, kind=Own):
+def _compared(criterion, make_loader=loader, kind=Own, **asked):
     """Trace the same run without and with pruning; the traces must agree up to the masks."""
 
     def traced(*callbacks):
@@ -468,7 +485,8 @@ def _compared(criterion, make_loader=loader, kind=Own):
         return trace, module
 
     plain, plain_module = traced()
-    manager = MaskManager(criterion, "5x", batches=3, rounds=2)
+    asked = {"target": "5x", "rounds": 2} | asked
+    manager = MaskManager(criterion, batches=3, **asked)
     trace, module = traced(manager)
     assert len(module.seen) == len(plain_module.seen) == 8
     assert all(map(torch.equal, module.seen, plain_module.seen))
@@ -485,6 +503,16 @@ def _compared(criterion, make_loader=loader, kind=Own):
 @pytest.mark.parametrize("criterion", CRITERIA.values(), ids=CRITERIA)
 def test_scoring_disturbs_neither_module_nor_data_nor_random_states(criterion):
     _compared(criterion)
+
+
+@pytest.mark.parametrize("search", ["curve", "reprune"])
+@pytest.mark.parametrize("criterion", CRITERIA.values(), ids=CRITERIA)
+def test_searching_disturbs_neither_module_nor_data_nor_random_states(criterion, search):
+    _compared(criterion, target="5x effective", search=search, prune_ineffective=True)
+
+
+def test_measuring_disturbs_neither_module_nor_data_nor_random_states():
+    _compared(Random(), target="1x")
 
 
 def test_scoring_takes_no_batch_away_from_worker_processes():
@@ -531,6 +559,7 @@ def test_the_module_and_its_checkpoints_keep_their_plain_keys(tmp_path):
     own().load_state_dict(content["state_dict"])
     (state,) = content["callbacks"].values()
     assert Masks(state["masks"]) == manager.masks
+    assert Measurement.from_plain(state["measurement"]) == manager.measurement
 
 
 def test_the_sparsity_is_logged():
@@ -600,6 +629,7 @@ def test_a_resumed_run_ends_on_the_bits_of_an_undisturbed_one(tmp_path, schedule
         )
         assert end.global_step == trainer.global_step
         assert masks.masks == manager.masks
+        assert masks.measurement == manager.measurement
         _same_bits(again.state_dict(), module.state_dict())
         _same_bits(end.optimizers[0].state_dict(), trainer.optimizers[0].state_dict())
 
@@ -706,6 +736,376 @@ def test_a_score_of_nan_names_the_layer():
     assert module.steps_taken == 0
 
 
+# --- effective targets, and what is measured
+
+
+def connectivity(module: pl.LightningModule, masks: Masks) -> Connectivity:
+    return Connectivity(module, (1, 1, 4, 4), include=list(masks))
+
+
+def effective_kept(manager: MaskManager) -> int | None:
+    return manager.measurement.totals()["effective_kept"]
+
+
+@pytest.mark.parametrize("target", ["3x effective", "90% effective", "40 effective"])
+@pytest.mark.parametrize("quota", [None, ERK()], ids=str)
+@pytest.mark.parametrize("criterion", CRITERIA.values(), ids=CRITERIA)
+def test_an_effective_target_is_met_and_with_one_less_it_would_not_be(criterion, quota, target):
+    """Again by the ranking alone: the definition, and no search."""
+    batches = DataLoader(data(), 6)
+    manager = MaskManager(criterion, target, quota, rounds=1)
+    module = own()
+    law = ZeroLaw(manager)
+    train(module, manager, law, batches=batches, epochs=1)
+    assert law.steps == 4
+
+    dense = Masks.dense(own())
+    generator = torch.Generator().manual_seed(1)  # as `train` seeds
+    probe = Probe(own().train(), dense, list(batches)[:1], generator=generator)
+    ranking = Ranking(criterion(probe), quota)
+    kept, wanted = manager.masks.kept, Target.parse(target).count(TOTAL)
+    assert manager.masks == ranking.keep(kept)
+    paths = connectivity(module, dense)
+    assert effective_kept(manager) == paths.effective(manager.masks).kept >= wanted
+    assert paths.effective(ranking.keep(kept - 1)).kept < wanted
+
+
+@pytest.mark.parametrize("rounds", [None, 4])
+@pytest.mark.parametrize("search", ["curve", "reprune"])
+@pytest.mark.parametrize("criterion", CRITERIA.values(), ids=CRITERIA)
+def test_an_effective_target_gives_the_masks_of_prune(criterion, search, rounds):
+    batches = DataLoader(data(), 6)
+    asked = {"target": "5x effective", "rounds": rounds, "search": search}
+    manager = MaskManager(criterion, batches=2, **asked)
+    train(own(), manager, batches=batches, epochs=1)
+    model = own().train()
+    torch.manual_seed(1)  # as `train` does
+    assert manager.masks == prune(model, criterion, batches=list(batches)[:2], **asked)
+
+
+def test_the_search_is_as_asked_for():
+    class Counting(Magnitude):
+        times = 0
+
+        def __call__(self, probe):
+            type(self).times += 1
+            return super().__call__(probe)
+
+    def masks(search):
+        Counting.times = 0
+        manager = MaskManager(Counting(), "5x effective", search=search)
+        train(own(), manager, epochs=1)
+        return manager.masks, Counting.times
+
+    by_curve, once = masks("curve")
+    by_pruning, often = masks("reprune")
+    assert by_curve == by_pruning
+    assert once == 1 < often
+
+
+def test_an_unknown_search_is_refused():
+    module = own()
+    with pytest.raises(LitPruneError, match=r"unknown search 'fast'; known: curve, reprune"):
+        train(module, MaskManager(Random(), "5x", search="fast"), epochs=1)
+    assert module.steps_taken == 0
+
+
+@pytest.mark.parametrize("target", ["5x", "5x effective"])
+def test_ineffective_connections_go_on_request(target):
+    def managed(**asked):
+        manager = MaskManager(Random(), target, **asked)
+        law, module = ZeroLaw(manager), own(partial(SGD, lr=0.1, momentum=0.9, weight_decay=0.01))
+        train(module, manager, law)
+        assert law.steps == 8
+        return manager
+
+    plain, bare = managed(), managed(prune_ineffective=True)
+    assert bare.masks == connectivity(own(), plain.masks).effective(plain.masks)
+    assert bare.masks.kept == effective_kept(bare) == effective_kept(plain) < plain.masks.kept
+
+
+def the_first_layer(shapes, keep):
+    """A quota that leaves nothing of the later layers: many are kept, and none is effective."""
+    return dict.fromkeys(shapes, 0) | {next(iter(shapes)): keep}
+
+
+@pytest.mark.parametrize(
+    "asked",
+    [
+        {"target": "100%"},
+        {"target": "100% effective"},
+        {"target": 20, "quota": the_first_layer},
+        {"target": 20, "quota": the_first_layer, "prune_ineffective": True},
+        {"target": 1, "rounds": 5},
+    ],
+    ids=str,
+)
+def test_nothing_effective_is_an_error_unless_allowed(asked):
+    module = own()
+    with pytest.raises(LitPruneError, match=r"nothing effective is left.*allow_collapse") as raised:
+        train(module, MaskManager(Random(), **asked), epochs=1)
+    assert "\n" not in str(raised.value)
+    assert module.steps_taken == 0
+
+    manager = MaskManager(Random(), **asked, allow_collapse=True)
+    law = ZeroLaw(manager)
+    train(own(), manager, law, epochs=1)
+    assert law.steps == 4
+    assert effective_kept(manager) == 0
+    assert manager.measurement.totals()["effective_flops"] == 0
+
+
+def test_stored_masks_of_which_nothing_is_effective_are_an_error_unless_allowed(tmp_path):
+    file = str(tmp_path / "masks.safetensors")
+    masks = Masks.dense(own())
+    masks = Masks(dict(masks) | {PRUNABLE[1]: torch.zeros_like(masks[PRUNABLE[1]])})
+    masks.save(file)
+    with pytest.raises(LitPruneError, match=r"nothing effective is left.*allow_collapse"):
+        train(own(), MaskManager(masks=file), epochs=1)
+    manager = MaskManager(masks=file, allow_collapse=True)
+    train(own(), manager, epochs=1)
+    assert manager.masks == masks
+    assert effective_kept(manager) == 0
+
+
+@pytest.mark.parametrize("target", ["1x", "5x", "5x effective"])
+@pytest.mark.parametrize("criterion", CRITERIA.values(), ids=CRITERIA)
+def test_the_measurement_is_that_of_the_masks(criterion, target):
+    manager, module = MaskManager(criterion, target), own()
+    train(module, manager, epochs=1)
+    effective = connectivity(own(), manager.masks).effective(manager.masks)
+    assert manager.measurement == measure(
+        own(), manager.masks, effective, (torch.randn(1, 1, 4, 4),)
+    )
+    by_name = {row.name: row for row in manager.measurement.layers}
+    assert list(by_name) == PRUNABLE
+    for name, mask in effective.items():
+        dead = (~mask.flatten(1).any(1)).sum()
+        places = 16 if name == PRUNABLE[0] else 1
+        row = by_name[name]
+        assert (row.kept, row.effective) == (manager.masks[name].sum(), mask.sum())
+        assert row.dead_out == dead
+        assert row.flops == 2 * places * mask.numel()
+        assert row.effective_flops == 2 * places * mask.sum()
+
+
+def test_only_what_may_be_pruned_is_counted():
+    asked = {"include": "net.*", "exclude": PRUNABLE[1]}
+    manager = MaskManager(Random(), "2x effective", **asked)
+    train(own(), manager, epochs=1)
+    assert [row.name for row in manager.measurement.layers] == [PRUNABLE[0], PRUNABLE[2]]
+    paths = Connectivity(own(), (1, 1, 4, 4), **asked)
+    wanted = Target.parse("2x").count(manager.masks.total)
+    assert effective_kept(manager) == paths.effective(manager.masks).kept >= wanted
+
+
+@pytest.mark.parametrize("target", ["2x", "2x effective"])
+def test_a_layer_that_is_left_out_need_not_be_prunable(target):
+    module = own()
+    torch.nn.utils.parametrizations.weight_norm(module.net[7])
+    manager = MaskManager(Random(), target, exclude="net.7.*")
+    train(module, manager, epochs=1)
+    assert [row.name for row in manager.measurement.layers] == PRUNABLE[:2]
+    assert effective_kept(manager) > 0
+
+
+def test_every_prune_is_measured_anew():
+    class Later(Schedule):
+        def keep_from(self, epoch: int, total: int, keep: int) -> int | None:
+            return {1: 2 * keep, 2: keep}.get(epoch)
+
+    class Note(pl.Callback):
+        def __init__(self):
+            self.seen = []
+
+        def on_train_epoch_end(self, trainer, pl_module):
+            logged = trainer.callback_metrics.get("sparsity/effective")
+            self.seen.append((manager.masks, manager.measurement, logged))
+
+    manager, note = MaskManager(Magnitude(), "10x effective", schedule=Later()), Note()
+    train(own(), manager, note, epochs=4)
+    assert note.seen[0] == (None, None, None)
+    wanted = Target(compression=10).count(TOTAL)
+    paths = connectivity(own(), manager.masks)
+    for epoch, least in ((1, 2 * wanted), (2, wanted), (3, wanted)):
+        masks, found, logged = note.seen[epoch]
+        totals = found.totals()
+        assert totals["effective_kept"] == paths.effective(masks).kept >= least
+        assert logged == pytest.approx(totals["effective_sparsity"])
+    assert note.seen[2][0] <= note.seen[1][0]
+    assert note.seen[2][0].kept < note.seen[1][0].kept
+
+
+@pytest.mark.parametrize("target", ["5x", "5x effective"])
+def test_the_effective_sparsity_and_flops_are_logged_every_epoch(target, tmp_path):
+    def logged(folder):
+        events = EventAccumulator(str(folder)).Reload()
+        tags = ("sparsity/direct", "sparsity/effective", "flops/effective")
+        return [[event.value for event in events.Scalars(tag)] for tag in tags]
+
+    manager = MaskManager(Random(), target)
+    logger = TensorBoardLogger(tmp_path / "whole", "", "")
+    trainer = train(own(), manager, epochs=3, logger=logger, log_every_n_steps=1)
+    totals = manager.measurement.totals()
+    expected = [manager.masks.sparsity, totals["effective_sparsity"], totals["effective_flops"]]
+    assert logged(tmp_path / "whole") == [[pytest.approx(value)] * 3 for value in expected]
+    trainer.save_checkpoint(tmp_path / "a.ckpt")
+
+    again = MaskManager(Random(), target)
+    logger = TensorBoardLogger(tmp_path / "resumed", "", "")
+    trainer = make_trainer(again, epochs=5, logger=logger, log_every_n_steps=1)
+    trainer.fit(own(), loader(), ckpt_path=tmp_path / "a.ckpt", weights_only=True)
+    assert logged(tmp_path / "resumed") == [[pytest.approx(value)] * 2 for value in expected]
+
+
+def test_a_measurement_survives_a_checkpoint_and_is_not_made_again(tmp_path, monkeypatch):
+    first = MaskManager(SNIP(), "5x effective")
+    trainer = train(own(), first, epochs=1)
+    trainer.save_checkpoint(tmp_path / "a.ckpt")
+
+    def refuse(*args):
+        raise AssertionError("measured again")
+
+    monkeypatch.setattr(mask_manager, "measure", refuse)
+    monkeypatch.setattr(mask_manager, "Connectivity", refuse)
+    second = MaskManager(SNIP(), "5x effective")
+    law = ZeroLaw(second)
+    make_trainer(second, law, epochs=2).fit(
+        own(), loader(), ckpt_path=tmp_path / "a.ckpt", weights_only=True
+    )
+    assert law.steps == 4
+    assert second.masks == first.masks
+    assert second.measurement == first.measurement
+    assert second.state_dict()["measurement"] == first.state_dict()["measurement"]
+
+
+def _stored(tmp_path, criterion, target) -> tuple[str, MaskManager]:
+    first = MaskManager(criterion, target)
+    train(own(), first, epochs=1)
+    file = str(tmp_path / "masks.safetensors")
+    first.masks.save(file)
+    return file, first
+
+
+def test_stored_masks_must_have_what_an_effective_target_beside_them_asks_for(tmp_path):
+    file, first = _stored(tmp_path, Random(), "5x")
+    count = effective_kept(first)
+    assert count < first.masks.kept == 222
+
+    again = MaskManager(target=f"{count} effective", masks=file)
+    train(own(), again, epochs=1)
+    assert again.masks == first.masks
+    assert again.measurement == first.measurement
+
+    module = own()
+    asked = f"{count} of 1108 connections are effective, the target 5x effective asks for 222"
+    with pytest.raises(LitPruneError, match=asked):
+        train(module, MaskManager(target="5x effective", masks=file), epochs=1)
+    with pytest.raises(LitPruneError, match=f"keep 222 of 1108 .* {count} asks for {count}"):
+        train(module, MaskManager(target=count, masks=file), epochs=1)
+    assert module.steps_taken == 0
+
+
+@pytest.mark.parametrize("criterion", [Magnitude(), Random(), SNIP()], ids=str)
+@pytest.mark.parametrize("target", ["1 effective", "60 effective", "10x effective", "5x effective"])
+def test_the_masks_that_an_effective_target_gave_are_taken_beside_it(criterion, target, tmp_path):
+    file, first = _stored(tmp_path, criterion, target)
+    again = MaskManager(criterion, target, masks=file)
+    train(own(), again, epochs=1)
+    assert again.masks == first.masks
+    assert again.measurement == first.measurement
+
+
+@torch.library.custom_op("lit_prune_tests::unknown", mutates_args=())
+def unknown(x: Tensor) -> Tensor:
+    return x + 1
+
+
+torch.library.register_autograd("lit_prune_tests::unknown", lambda context, gradient: gradient)
+
+
+class Unknown(Own):
+    """Ends in an operation that connectivity has no rule for."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return unknown(super().forward(x))
+
+
+class Forwardless(Own):
+    """Has no forward; all is done in its training step."""
+
+    forward = pl.LightningModule.forward
+
+    def training_step(self, batch, batch_idx: int) -> Tensor:
+        x, y = batch
+        self.steps_taken += 1
+        return F.cross_entropy(self.net(x), y)
+
+
+def _trained_unmeasured(module, why, *callbacks, **kwargs) -> MaskManager:
+    """Train, and read the one warning that it gives."""
+    manager = MaskManager(Random(), "5x")
+    law = ZeroLaw(manager)
+    with pytest.warns(UserWarning, match="is not measured") as told:
+        train(module, manager, law, *callbacks, **kwargs)
+    (line,) = [str(w.message) for w in told if "measured" in str(w.message)]
+    assert line.startswith("effective sparsity is not measured: ")
+    assert why in line
+    assert "\n" not in line
+    assert law.steps == 8
+    assert manager.masks.kept == Target(compression=5).count(TOTAL)
+    assert effective_kept(manager) is None
+    rows = manager.measurement.layers
+    assert [row.kept for row in rows] == [row.kept for row in manager.masks.layers()]
+    for row in rows:
+        assert (row.effective, row.dead_in, row.dead_out, row.effective_flops) == (None,) * 4
+    return manager
+
+
+def test_a_model_that_cannot_be_followed_trains_all_the_same():
+    torch.manual_seed(0)
+    manager = _trained_unmeasured(Unknown(), "lit_prune_tests::unknown")
+    assert manager.measurement.totals()["flops"] == 2 * (16 * 36 + 1024 + 48)
+
+
+def test_a_model_without_a_forward_trains_all_the_same():
+    torch.manual_seed(0)
+    manager = _trained_unmeasured(Forwardless(), "forward")
+    assert manager.measurement.totals()["flops"] is None
+
+
+def test_what_is_not_measured_is_not_logged_and_travels_all_the_same(tmp_path):
+    torch.manual_seed(0)
+    manager = MaskManager(Random(), "5x")
+    trainer = train(Unknown(), manager, epochs=1)
+    assert "sparsity/direct" in trainer.callback_metrics
+    assert not {"sparsity/effective", "flops/effective"} & set(trainer.callback_metrics)
+    trainer.save_checkpoint(tmp_path / "a.ckpt")
+    again = MaskManager(Random(), "5x")
+    make_trainer(again, epochs=2).fit(
+        Unknown(), loader(), ckpt_path=tmp_path / "a.ckpt", weights_only=True
+    )
+    assert again.measurement == manager.measurement
+
+
+@pytest.mark.parametrize("asked", [{"target": "5x effective"}, {"prune_ineffective": True}])
+def test_an_effective_target_needs_a_model_that_can_be_followed(asked):
+    torch.manual_seed(0)
+    module = Unknown()
+    with pytest.raises(UnsupportedOp, match="lit_prune_tests::unknown"):
+        train(module, MaskManager(Random(), **{"target": "5x"} | asked), epochs=1)
+    assert module.steps_taken == 0
+
+
+def test_masks_of_a_model_that_cannot_be_followed_are_taken_beside_an_effective_target(tmp_path):
+    file, first = _stored(tmp_path, Random(), "5x")
+    torch.manual_seed(0)
+    manager = MaskManager(target="5x effective", masks=file)
+    with pytest.warns(UserWarning, match="is not measured"):
+        train(Unknown(), manager, epochs=1)
+    assert manager.masks == first.masks
+
+
 class Dictionaries(Own):
     """Takes its batches as dictionaries."""
 
@@ -734,11 +1134,23 @@ def test_a_batch_of_another_form_needs_a_loss_of_its_own():
     assert manager.masks == plain.masks
 
 
-def test_an_example_serves_criteria_that_need_no_data():
+def test_batches_of_another_form_are_not_measured_and_train_all_the_same():
     torch.manual_seed(0)
-    module, manager = Dictionaries(), MaskManager(SynFlow(), "5x", example=(1, 1, 4, 4))
+    manager = _trained_unmeasured(Dictionaries(), "", batches=_dictionaries())
+    assert manager.measurement.totals()["flops"] is None
+
+
+@pytest.mark.parametrize("target", ["5x", "5x effective"])
+def test_an_example_serves_criteria_that_need_no_data(target):
+    torch.manual_seed(0)
+    module, manager = Dictionaries(), MaskManager(SynFlow(), target, example=(1, 1, 4, 4))
     train(module, manager, batches=_dictionaries(), epochs=1)
-    assert manager.masks.kept == Target(compression=5).count(TOTAL)
+    wanted = Target(compression=5).count(TOTAL)
+    if target == "5x":
+        assert manager.masks.kept == wanted
+    effective = connectivity(own(), manager.masks).effective(manager.masks)
+    assert effective_kept(manager) == effective.kept
+    assert target == "5x" or effective.kept >= wanted
 
 
 def test_a_generator_of_ones_own_fixes_the_masks():
