@@ -66,8 +66,7 @@ class Ranking:
             raise LitPruneError(f"cannot keep {k} of {self.total} connections")
         if self.quota is None:
             return Masks(self._first(list(self._scores), k))
-        shapes = {name: score.shape for name, score in self._scores.items()}
-        counts = _checked(self.quota(shapes, k), self._sizes(), k)
+        counts = _checked(self.quota(self._shapes(), k), self._sizes(), k)
         kept: dict[str, Tensor] = {}
         for name in self._scores:
             kept |= self._first([name], counts[name])
@@ -95,24 +94,25 @@ class Ranking:
             counts: rising, at most 2^24 of them.
         """
         first, last = self.keep(counts[0]), self.keep(counts[-1])
-        found = {
-            name: torch.where(mask, 0.0, -torch.inf).masked_fill_(last[name] & ~mask, -1.0)
-            for name, mask in first.items()
-        }
-        shapes = {name: score.shape for name, score in self._scores.items()}
-        groups = [[name] for name in found] if self.quota else [list(found)]
-        taken = {c: self.quota(shapes, c) for c in counts} if self.quota else {}
-        for names in groups:
-            marks = [found[name] == -1.0 for name in names]
+        device = next(iter(first.values())).device
+        flat = torch.full((first.total,), -torch.inf, device=device)
+        parts = flat.split([mask.numel() for mask in first.values()])
+        for part, mask in zip(parts, first.values(), strict=True):
+            part.masked_fill_(mask.flatten(), 0.0)
+        taken = [self.quota(self._shapes(), c) for c in counts] if self.quota else []
+        start = 0
+        for names in [[name] for name in first] if self.quota else [list(first)]:
+            marks = [last[name] ^ first[name] for name in names]
             places = ordered([self._scores[name] for name in names], marks)
-            sizes = [taken[c][names[0]] for c in counts] if self.quota else list(counts)
-            numbers = torch.arange(sizes[0] + 1, sizes[0] + 1 + len(places))
-            level = -torch.searchsorted(torch.tensor(sizes), numbers).float()
-            flat = torch.cat([found[name].flatten() for name in names])
-            flat[places] = level.to(flat.device)
-            pieces = flat.split([found[name].numel() for name in names])
-            found |= {n: p.view(found[n].shape) for n, p in zip(names, pieces, strict=True)}
-        return found
+            sizes = torch.tensor([t[names[0]] for t in taken] if taken else list(counts))
+            entering = torch.arange(int(sizes[0]) + 1, int(sizes[-1]) + 1)
+            flat[places + start] = -torch.searchsorted(sizes, entering).float().to(device)
+            start += first[names[0]].numel()
+        pairs = zip(first.items(), parts, strict=True)
+        return {name: part.view(mask.shape) for (name, mask), part in pairs}
+
+    def _shapes(self) -> dict[str, torch.Size]:
+        return {name: score.shape for name, score in self._scores.items()}
 
     def _sizes(self) -> dict[str, int]:
         """Return how many connections of each layer are ranked."""

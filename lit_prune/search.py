@@ -5,8 +5,8 @@ next connection in the ranking it would have less. One pass of bounds proposes, 
 confirm, and an exact pass decides where the two part.
 """
 
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -21,6 +21,10 @@ __all__ = ["Found", "Trail", "first_enough", "least_reachable", "reprune", "walk
 
 # Masks told apart in one pass; with a quota each of them costs its evaluation.
 _LEVELS, _QUOTA_LEVELS = 1 << 20, 64
+# So few masks are bisected sooner than told apart in one pass.
+_FEW = 16
+# Where less than one connection in so many is kept, an exact pass is as cheap as a mask.
+_SPARSE = 32
 
 
 @dataclass(frozen=True)
@@ -33,14 +37,6 @@ class Found:
     masks: Masks
     effective: int
     next_effective: int | None = None
-
-
-@dataclass(frozen=True)
-class _Window:
-    """Keeping ``low`` connections is not enough, keeping ``high`` is."""
-
-    low: int
-    high: int
 
 
 def first_enough(
@@ -62,56 +58,125 @@ def first_enough(
     Raises:
         LitPruneError: not even the densest masks of the ranking have so many.
     """
-    low = max(low, wanted - 1)
+    search = _Search(connectivity, ranking, wanted)
+    low, end = max(low, wanted - 1), ranking.total if high is None else high
     if ranking.quota is None:
-        return _by_scores(connectivity, ranking, wanted, low, high)
-    window = _gallop(connectivity, ranking, wanted, low, high)
-    return _narrowed(connectivity, ranking, wanted, window)
+        window = search.by_bounds(low, end)
+    else:
+        window = search.from_below(low, end, step=1)
+    return search.narrowed(window)
 
 
-def _by_scores(
-    connectivity: Connectivity, ranking: Ranking, wanted: int, low: int, high: int | None
-) -> Found:
-    """Take a threshold from the bounds; confirm it, or go down to where it is surely enough."""
-    scores = ranking.scores
-    bounds = list(connectivity.bounds(scores).values())
-    asked = wanted
-    while asked <= sum(bound.numel() for bound in bounds):
-        threshold = kth_largest(bounds, asked)
+@dataclass(frozen=True)
+class _Window:
+    """Keeping ``low`` connections is not enough, keeping ``high`` is: ``masks`` show it."""
+
+    low: int
+    high: int
+    masks: Masks
+    effective: int
+
+
+@dataclass(frozen=True)
+class _Search:
+    connectivity: Connectivity
+    ranking: Ranking
+    wanted: int
+
+    def by_bounds(self, low: int, end: int) -> _Window:
+        """Take the threshold that the bounds propose, which is not too low; go on from there."""
+        scores = self.ranking.scores
+        bounds = list(self.connectivity.bounds(scores).values())
+        if self.wanted > self.ranking.total:
+            raise self._too_many()
+        threshold = kth_largest(bounds, self.wanted)
         if threshold == -torch.inf:
-            break
+            raise self._too_many()
         masks = Masks({name: at_least(score, threshold) for name, score in scores.items()})
-        there = masks.kept
-        if asked == wanted:
-            low = max(low, count([larger(score, threshold) for score in scores.values()]))
-        if connectivity.bounds_are_exact:
-            effective = count([at_least(bound, threshold) for bound in bounds])
+        low = max(low, count([larger(score, threshold) for score in scores.values()]))
+        if self.connectivity.bounds_are_exact:
+            has = count([at_least(bound, threshold) for bound in bounds])
         else:
-            effective = connectivity.effective(masks).kept
-        if effective >= wanted:
-            if there - low == 1:
-                return _found(connectivity, ranking, wanted, masks, effective, low)
-            return _narrowed(connectivity, ranking, wanted, _Window(low, there))
-        low = max(low, there)
-        asked += 2 * (wanted - effective)
-    if high is None:
-        high = ranking.total
-        if (has := connectivity.effective(ranking.keep(high)).kept) < wanted:
-            raise _too_many(wanted, high, has)
-    return _narrowed(connectivity, ranking, wanted, _Window(low, high))
+            del bounds
+            has = self.connectivity.effective(masks).kept
+        there = masks.kept
+        if has >= self.wanted:
+            return _Window(low, there, masks, has)
+        step = _FEW + 4 * (self.wanted - has) * there // max(has, 1)
+        while there * _SPARSE < self.ranking.total and there < end:
+            low, there = there, min(there + step, end)
+            if (window := self._between(range(low, there + 1))) is not None:
+                return window
+            step *= 4
+        return self.from_below(there, end, step)
 
+    def from_below(self, low: int, end: int, step: int) -> _Window:
+        """Widen by steps until it is enough, each time at least twice as far."""
+        start, k = low, min(low + step, end)
+        masks = self.ranking.keep(k)
+        has = self.connectivity.effective(masks).kept
+        while has < self.wanted:
+            if k >= end:
+                raise self._too_many()
+            step = max(2 * step, k)
+            low, k = k, min(k + step, end)
+            masks = self.ranking.keep(k)
+            has = self.connectivity.effective(masks).kept
+        if k == start + 1 > self.wanted < has and self.ranking.quota is not None:
+            # If this is the quota's own end, the quota says so best.
+            self.ranking.keep(self.wanted)
+        return _Window(low, k, masks, has)
 
-def _found(
-    connectivity: Connectivity,
-    ranking: Ranking,
-    wanted: int,
-    masks: Masks,
-    effective: int,
-    low: int,
-) -> Found:
-    if effective == wanted:
-        return Found(masks, effective)
-    return Found(masks, effective, connectivity.effective(ranking.keep(low)).kept)
+    def narrowed(self, window: _Window) -> Found:
+        """Tell the masks of the window apart until two neighbours are left."""
+        while window.high - window.low > 1:
+            if window.high - window.low <= _FEW:
+                window = self._half(window)
+            else:
+                many = _LEVELS if self.ranking.quota is None else _QUOTA_LEVELS
+                counts = _spread(window.low, window.high, many)
+                window = self._by_level_bounds(counts) or self._between(counts) or window
+        if window.effective == self.wanted:
+            return Found(window.masks, window.effective)
+        less = self.connectivity.effective(self.ranking.keep(window.low)).kept
+        return Found(window.masks, window.effective, less)
+
+    def _half(self, window: _Window) -> _Window:
+        middle = (window.low + window.high) // 2
+        masks = self.ranking.keep(middle)
+        has = self.connectivity.effective(masks).kept
+        if has >= self.wanted:
+            return _Window(window.low, middle, masks, has)
+        return replace(window, low=middle)
+
+    def _by_level_bounds(self, counts: Sequence[int]) -> _Window | None:
+        """Find two neighbours among ``counts`` by bounds, if these turn out to be exact."""
+        levels = self.ranking.levels(counts)
+        bounds = list(self.connectivity.bounds(levels).values())
+        level = max(1, -int(kth_largest(bounds, self.wanted)))
+        del bounds
+        masks = Masks({name: at_least(values, -level) for name, values in levels.items()})
+        has = self.connectivity.effective(masks).kept
+        if has < self.wanted:
+            return None
+        return _Window(counts[level - 1], counts[level], masks, has)
+
+    def _between(self, counts: Sequence[int]) -> _Window | None:
+        """Find two neighbours among ``counts`` exactly; None if the last is not enough."""
+        levels = self.ranking.levels(counts)
+        exact = list(self.connectivity.effective_scores(levels).values())
+        threshold = kth_largest(exact, self.wanted)
+        if threshold == -torch.inf:
+            return None
+        level = -int(threshold)
+        masks = Masks({name: at_least(values, -level) for name, values in levels.items()})
+        has = count([at_least(values, -level) for values in exact])
+        return _Window(counts[level - 1], counts[level], masks, has)
+
+    def _too_many(self) -> LitPruneError:
+        ranking = self.ranking
+        has = self.connectivity.effective(ranking.keep(ranking.total)).kept
+        return _too_many(self.wanted, ranking.total, has)
 
 
 def least_reachable(quota: QuotaLike | None, masks: Masks, wanted: int) -> int:
@@ -134,22 +199,6 @@ def least_reachable(quota: QuotaLike | None, masks: Masks, wanted: int) -> int:
     return high
 
 
-def _gallop(
-    connectivity: Connectivity, ranking: Ranking, wanted: int, low: int, high: int | None
-) -> _Window:
-    """Widen until it is enough, twice as far each time."""
-    end = ranking.total if high is None else high
-    k = min(low + 1, end)
-    while (has := connectivity.effective(ranking.keep(k)).kept) < wanted:
-        if k == end:
-            raise _too_many(wanted, end, has)
-        low, k = k, min(2 * k, end)
-    if k == low + 1 > wanted < has:
-        # If this is the quota's own end, the quota says so best.
-        ranking.keep(wanted)
-    return _Window(low, k)
-
-
 def _too_many(wanted: int, total: int, has: int) -> LitPruneError:
     return LitPruneError(
         f"cannot keep {wanted} effective connections: of the {total} that there are, {has} lie on "
@@ -157,38 +206,11 @@ def _too_many(wanted: int, total: int, has: int) -> LitPruneError:
     )
 
 
-def _narrowed(connectivity: Connectivity, ranking: Ranking, wanted: int, window: _Window) -> Found:
-    """Tell the masks of the window apart until two neighbours are left."""
-    while window.high - window.low > 1:
-        many = _LEVELS if ranking.quota is None else _QUOTA_LEVELS
-        counts = _spread(window.low, window.high, many)
-        levels = ranking.levels(counts)
-        first = _first_level(connectivity, levels, wanted)
-        window = _Window(counts[first - 1], counts[first])
-    masks = ranking.keep(window.high)
-    effective = connectivity.effective(masks).kept
-    return _found(connectivity, ranking, wanted, masks, effective, window.low)
-
-
 def _spread(low: int, high: int, many: int) -> list[int]:
     """Return ``low``, ``high`` and up to ``many`` counts between them."""
     if high - low <= many:
         return list(range(low, high + 1))
     return sorted({low + round((high - low) * n / many) for n in range(many + 1)})
-
-
-def _first_level(connectivity: Connectivity, levels: dict[str, Tensor], wanted: int) -> int:
-    """Return the first level that has enough effective connections; the last one has."""
-    bounds = connectivity.bounds(levels)
-    level = max(1, -int(kth_largest(list(bounds.values()), wanted)))
-    masks = Masks({name: at_least(values, -level) for name, values in levels.items()})
-    if connectivity.bounds_are_exact or connectivity.effective(masks).kept >= wanted:
-        return level
-    whole = connectivity.effective(Masks({n: v > -torch.inf for n, v in levels.items()}))
-    # What is not effective at the last level is so at none, and need not be looked at again.
-    live = {n: v.masked_fill(~whole[n], -torch.inf) for n, v in levels.items()}
-    exact = connectivity.effective_scores(live)
-    return -int(kth_largest(list(exact.values()), wanted))
 
 
 class Trail:
