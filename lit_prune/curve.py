@@ -11,6 +11,7 @@ import os
 import shlex
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from glob import escape
 from importlib.util import find_spec
 from itertools import cycle, product
 from pathlib import Path
@@ -304,7 +305,7 @@ class _Network:
 
     def connectivity(self, dense: Masks) -> Connectivity:
         probe = Probe(self.module, dense, self.batches, example=self.manager.example)
-        return Connectivity(self.module, probe.inputs(), include=list(dense))
+        return Connectivity(self.module, probe.inputs(), include=[escape(name) for name in dense])
 
     def rounds(
         self,

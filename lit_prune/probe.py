@@ -114,7 +114,8 @@ def undisturbed(model: nn.Module, seed: int) -> Iterator[None]:
     """
     with ExitStack() as stack:
         stack.enter_context(same_random_state(seed))
-        stack.enter_context(_same_tensors(list(chain(model.parameters(), model.buffers())), model))
+        tensors = chain(model.parameters(), model.buffers(), _loose_tensors(model))
+        stack.enter_context(_same_tensors(list(tensors), model))
         stack.enter_context(_same_attributes(model))
         stack.enter_context(_same_modes(model))
         stack.enter_context(torch.enable_grad())
@@ -126,12 +127,12 @@ def undisturbed(model: nn.Module, seed: int) -> Iterator[None]:
 def looked_at(model: nn.Module) -> Iterator[None]:
     """Lend a model for looking in eval mode: cheaper than :func:`undisturbed`, for a forward pass.
 
-    Parameters are not copied, as nothing writes to them; buffers, modes, attributes of all modules
-    and the global random states return as they were.
+    Parameters are not copied, so nothing may write to them; buffers, modes, attributes of all
+    modules and the global random states return as they were.
     """
     with ExitStack() as stack:
         stack.enter_context(same_random_state(0))
-        stack.enter_context(_same_tensors(list(model.buffers()), model))
+        stack.enter_context(_same_tensors([*model.buffers(), *_loose_tensors(model)], model))
         stack.enter_context(_same_attributes(model))
         stack.enter_context(_same_modes(model))
         stack.enter_context(_eager(model))
@@ -162,6 +163,20 @@ def _eager(model: nn.Module) -> Iterator[None]:
     is_compiled = any(hasattr(m, "_orig_mod") or m._compiled_call_impl for m in model.modules())
     with torch.compiler.set_stance("force_eager") if is_compiled else nullcontext():
         yield
+
+
+def _loose_tensors(model: nn.Module) -> Iterator[Tensor]:
+    """Yield the tensors that modules hold as plain attributes, or in a list or dict of theirs."""
+    for module in model.modules():
+        for key, value in vars(module).items():
+            held = [value]
+            if key not in _REGISTERED and isinstance(value, dict):
+                held = list(value.values())
+            elif isinstance(value, list | tuple):
+                held = list(value)
+            for x in held:
+                if isinstance(x, Tensor) and not isinstance(x, nn.Parameter) and x.is_leaf:
+                    yield x
 
 
 @contextmanager

@@ -110,6 +110,7 @@ class Connectivity:
             MasksMismatch: the masks are of another model.
         """
         self._require_known(masks)
+        masks = Masks(masks)
         flow = self._flow(Reach(self._wiring.device, self._by_channel), masks)
         return Masks(_like(masks, flow.backward()))
 
@@ -145,7 +146,7 @@ class Connectivity:
     def curve(self, scores: Mapping[str, Tensor]) -> Curve:
         """Return the whole relation of direct and effective sparsity, from one pass."""
         widest = self.effective_scores(scores)
-        direct, _ = torch.cat([s.flatten() for s in scores.values()]).sort()
+        direct, _ = torch.cat([s.to(widest[n].dtype).flatten() for n, s in scores.items()]).sort()
         effective, _ = torch.cat([widest[name].flatten() for name in scores]).sort()
         thresholds = direct.unique_consecutive()
         total = direct.numel()
@@ -157,8 +158,8 @@ class Connectivity:
         """Return the decimal logarithm of the number of effective paths; ``-inf`` if there is none.
 
         A path is a sequence of elements, or at channel resolution of channels and kernel taps;
-        where an operation tells positions of a channel apart, by writing to some of them, they count
-        apart even there. Computed in logarithms, which neither over- nor underflow at any depth. One of the two
+        where an operation writes to some positions of a channel, they count apart even there.
+        Computed in logarithms, which neither over- nor underflow at any depth. One of the two
         quantities of node-path balancing (Pham et al. 2023, "Towards data-agnostic pruning at
         initialization: what makes a good sparse mask?", NeurIPS).
         """
@@ -224,11 +225,17 @@ class Connectivity:
         dtype = _common_type(scores.values())
         values = {n: s.detach().to(self._wiring.device, dtype) for n, s in scores.items()}
         algebra = Bottleneck(self._wiring.device, by_channel, dtype)
-        flow = Flow(self._wiring, algebra, values, taps)
-        return _like(scores, flow.backward())
+        found = _like(scores, Flow(self._wiring, algebra, values, taps).backward())
+        kind = next(iter(scores.values())).dtype
+        if kind.is_floating_point and all(score.dtype == kind for score in scores.values()):
+            # Every value is one of the scores, so that their own type holds it.
+            found = {name: value.to(kind) for name, value in found.items()}
+        return found
 
     def _require_known(self, values: Mapping[str, Tensor]) -> None:
         known = self._wiring.weights
+        if not values:
+            raise MasksMismatch("not one weight is given")
         for name, value in values.items():
             if name not in known:
                 raise MasksMismatch(
@@ -258,13 +265,20 @@ def _units(values: Tensor, shape: Size) -> int:
 
 
 def _inputs(model: nn.Module, example: Example) -> tuple[Any, ...]:
-    """Return the example as tensors on the model's device."""
+    """Return the example as tensors on the model's device, copied since the model may write to it.
+
+    Raises:
+        LitPruneError: it is none.
+    """
     device = next(model.parameters()).device
-    if isinstance(example, Tensor):
-        return (example.to(device),)
-    if not example:
+    parts: Any = (example,) if isinstance(example, Tensor) else example
+    if not parts:
         raise LitPruneError("connectivity needs an example input: pass example=")
-    if all(isinstance(n, int) for n in example):
+    if isinstance(parts, tuple | list) and all(isinstance(n, int) for n in parts):
         kinds = [p.dtype for p in model.parameters() if p.is_floating_point()]
-        return (torch.ones(tuple(example), dtype=kinds[0], device=device),)  # type: ignore[arg-type]
-    return tuple(x.to(device) for x in example)  # type: ignore[union-attr]
+        return (torch.ones(tuple(parts), dtype=kinds[0], device=device),)
+    if not isinstance(parts, tuple | list) or not all(isinstance(x, Tensor) for x in parts):
+        raise LitPruneError(
+            f"example={example!r} is no tensor, tuple of tensors, or shape of whole numbers"
+        )
+    return tuple(x.detach().to(device, copy=True) for x in parts)

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass, fields, is_dataclass
 from typing import Any
 
 import torch
@@ -42,15 +43,18 @@ def record(model: nn.Module, inputs: tuple[Any, ...], weights: dict[str, nn.Para
         torch.no_grad(),
         torch._C._AutoDispatchBelowAutograd(),
         _no_fast_attention(),
+        # A cast from autocast's cache would be no part of a weight.
+        torch.autocast(next(iter(weights.values())).device.type, enabled=False),
         recorder.modules(),
     ):
-        # Marked on aliases of their own, since the model may be given one tensor twice.
-        aliases = {id(x): x.detach() for x in marked}
+        # Marked on copies, since the model may be given one tensor twice, and may write to it.
+        aliases = {id(x): x.detach().clone() for x in marked}
         signals = tuple(recorder.mark(x) for x in aliases.values())
         given = tree_map_only(Tensor, lambda x: aliases[id(x)], inputs)
         with recorder:
             result = _run(model, given)
         ends = {recorder.signal(x) for x in _tensors(result)} - {None}
+    recorder.require_read()
     if not ends:
         raise LitPruneError(
             f"no output of {type(model).__name__} depends on its input; numbers that leave PyTorch "
@@ -81,11 +85,20 @@ def _run(model: nn.Module, inputs: tuple[Any, ...]) -> Any:
 
 def _tensors(result: Any) -> Iterator[Tensor]:
     """Yield the tensors of a model's output, however nested."""
-    for leaf in tree_iter(result):
-        if isinstance(leaf, Tensor):
-            yield leaf
-        elif hasattr(leaf, "__dict__"):
-            yield from (x for x in tree_iter(vars(leaf)) if isinstance(x, Tensor))
+    if isinstance(result, Tensor):
+        yield result
+        return
+    parts: Iterable[Any] = ()
+    if isinstance(result, Mapping):
+        parts = result.values()
+    elif isinstance(result, tuple | list | set):
+        parts = result
+    elif is_dataclass(result):
+        parts = [getattr(result, field.name) for field in fields(result)]
+    elif hasattr(result, "__dict__"):
+        parts = vars(result).values()
+    for part in parts:
+        yield from _tensors(part)
 
 
 @contextmanager
@@ -118,6 +131,13 @@ class _Recorder(TorchDispatchMode):
         self._homes: dict[int, list[tuple[str, nn.Parameter]]] = {}
         for name, weight in weights.items():
             self._homes.setdefault(_storage_of(weight), []).append((name, weight))
+        self._own = {_storage_of(parameter) for parameter in model.parameters()}
+        self._copies: dict[int, _Copy] = {}
+        self._read: set[str] = set()
+        self._ran: set[int] = set()
+        self._owners = {
+            name: module for name, weight in weights.items() for module in _owners(model, weight)
+        }
         self._names = {id(m): name or "the model itself" for name, m in model.named_modules()}
         self._inside: list[nn.Module] = []
 
@@ -125,13 +145,26 @@ class _Recorder(TorchDispatchMode):
     def modules(self) -> Iterator[None]:
         """Keep track of the module that runs, for messages."""
         hooks = nn.modules.module
-        enter = hooks.register_module_forward_pre_hook(lambda m, _: self._inside.append(m))
+        enter = hooks.register_module_forward_pre_hook(lambda m, _: self._enter(m))
         leave = hooks.register_module_forward_hook(lambda *_: self._leave(), always_call=True)
         try:
             yield
         finally:
             enter.remove()
             leave.remove()
+
+    def _enter(self, module: nn.Module) -> None:
+        self._inside.append(module)
+        self._ran.add(id(module))
+
+    def require_read(self) -> None:
+        """Check that every layer that ran has read its weight, and no copy made earlier."""
+        for name, module in self._owners.items():
+            if id(module) in self._ran and name not in self._read:
+                raise UnsupportedOp(
+                    f"{type(module).__name__} ran without reading {name}: if it uses a copy made "
+                    f"earlier, paths cannot be followed; exclude={name!r} takes it as present"
+                )
 
     def _leave(self) -> None:
         self._inside.pop()
@@ -151,6 +184,9 @@ class _Recorder(TorchDispatchMode):
         """Run one operation, and note what it connects."""
         kwargs = kwargs or {}
         seen = {id(x): self._look_up(x) for x in tree_iter((args, kwargs)) if isinstance(x, Tensor)}
+        for tensor in _written(func, args, kwargs):
+            if _storage_of(tensor) in self._own:
+                raise self._unsupported(func, args, "writes to a parameter of the network")
         if not any(seen.values()):
             result = func(*args, **kwargs)
             self._forget_overwritten(func, args, kwargs)
@@ -172,7 +208,7 @@ class _Recorder(TorchDispatchMode):
             operands = {n: x for n, x in marks[1].items() if n not in out_names(func)}
             found = rule(wire, *marks[0], **operands)
         except UnsupportedOp as error:
-            raise self._unsupported(func, args, str(error)) from error
+            raise self._unsupported(func, args, f"{error}; {_hint(func)}") from error
         if found is NotImplemented:
             with self:
                 return func.decompose(*args, **kwargs)
@@ -183,6 +219,9 @@ class _Recorder(TorchDispatchMode):
 
     def _know(self, tensor: Tensor, meaning: Signal | Weight | None) -> None:
         self._known[tensor] = (meaning, len(self._writes_to(tensor)))
+        if isinstance(meaning, Weight) and _storage_of(tensor) not in self._homes:
+            place = _place_of(tensor)
+            self._copies[_storage_of(tensor)] = _Copy(tensor.untyped_storage(), place, meaning)
 
     def _writes_to(self, tensor: Tensor) -> list[tuple[_Place, Signal | None]]:
         return self._writes.get(_storage_of(tensor), (None, []))[1]
@@ -190,7 +229,11 @@ class _Recorder(TorchDispatchMode):
     def _look_up(self, tensor: Tensor) -> Signal | Weight | None:
         meaning, version = self._known.get(tensor, (None, 0))
         if tensor not in self._known and (home := self._homes.get(_storage_of(tensor))):
-            return _part(tensor, home)
+            part = _part(tensor, home)
+            self._read.add(part.name)
+            return part
+        if tensor not in self._known and (copy := self._copies.get(_storage_of(tensor))):
+            return copy.part(tensor)
         writes = self._writes_to(tensor)
         for place, signal in writes[version:]:
             meaning = self._overlaid(tensor, meaning, place, signal)
@@ -218,6 +261,9 @@ class _Recorder(TorchDispatchMode):
             return None
         if meaning is not None and torch.equal(sources[mine].flatten(), torch.arange(mine.numel())):
             return meaning
+        for part in inputs:
+            if isinstance(part, Weight):
+                raise UnsupportedOp(f"writes to a part of a copy of the prunable {part.name}")
         found = Signal(tensor.shape)
         self.steps.append(Copies(inputs, (found,), source))
         return found
@@ -239,8 +285,11 @@ class _Recorder(TorchDispatchMode):
         written = _written(func, args, kwargs)
         meanings = found if isinstance(found, tuple | list) else [found] * max(1, len(written))
         for tensor, signal in zip(written, meanings, strict=False):
-            if isinstance(signal, Weight):
-                raise self._unsupported(func, args, "writes to a prunable weight")
+            if copy := self._copies.get(_storage_of(tensor)):
+                if signal is not self._known.get(tensor, (None, 0))[0]:
+                    why = f"writes to a part of a copy of the prunable {copy.weight.name}"
+                    raise self._unsupported(func, args, why)
+                continue
             if self._known.get(tensor, (None, 0))[0] is not signal:
                 self._write(tensor, signal)
         if written:
@@ -270,7 +319,7 @@ def _name(func: Any) -> str:
 
 def _hint(func: Any) -> str:
     name = _name(func)
-    return f'add one: a function under @rule("{name}"), as in lit_prune/connectivity/rules/'
+    return f'add a rule: a function under @rule("{name}"), as in lit_prune/connectivity/rules/'
 
 
 _COMPOSITE = torch._C.DispatchKey.CompositeImplicitAutograd
@@ -294,13 +343,53 @@ def _storage_of(tensor: Tensor) -> int:
     return tensor.untyped_storage()._cdata
 
 
+@dataclass(frozen=True)
+class _Copy:
+    """A weight's numbers in memory of their own, cast or scaled; held, so that it stays theirs."""
+
+    storage: Any
+    place: _Place
+    weight: Weight
+
+    def part(self, tensor: Tensor) -> Weight:
+        """Return which part of the weight ``tensor`` is, which lies in the same memory."""
+        _, strides, offset = self.place
+        if strides != self.weight.stride:
+            name = self.weight.name
+            raise UnsupportedOp(f"a part of a copy of the prunable {name} in another order is used")
+        start = int(tensor.storage_offset()) - offset + self.weight.offset
+        return Weight(self.weight.name, tuple(tensor.shape), tensor.stride(), start)
+
+
+def _owners(model: nn.Module, weight: nn.Parameter) -> Iterator[nn.Module]:
+    """Yield the layer that holds ``weight`` alone, as its own."""
+    holders = [m for m in model.modules() if any(p is weight for p in m._parameters.values())]
+    if len(holders) == 1 and not isinstance(holders[0], nn.MultiheadAttention):
+        yield holders[0]
+
+
 def _part(tensor: Tensor, home: Sequence[tuple[str, nn.Parameter]]) -> Weight:
     """Return which part of which weight lies in the memory of ``tensor``."""
-    for name, weight in home:
+    same = [(name, weight) for name, weight in home if weight is tensor]
+    found = same or [(name, weight) for name, weight in home if _lies_in(tensor, weight)]
+    if len(found) != 1:
+        names = ", ".join(name for name, _ in home)
+        raise UnsupportedOp(
+            f"a tensor of shape {tuple(tensor.shape)} shares memory with the prunable {names}, and "
+            f"is a part of {'none' if not found else 'several'}; exclude= takes them as present"
+        )
+    name, weight = found[0]
+    start = int(tensor.storage_offset() - weight.storage_offset())
+    return Weight(name, tuple(tensor.shape), tensor.stride(), start)
+
+
+def _lies_in(tensor: Tensor, weight: Tensor) -> bool:
+    if weight.is_contiguous():
         start = int(tensor.storage_offset() - weight.storage_offset())
-        if 0 <= start < max(weight.numel(), 1):
-            return Weight(name, tuple(tensor.shape), tensor.stride(), start)
-    raise UnsupportedOp("a tensor shares its memory with a prunable weight, but lies outside of it")
+        reach = sum((n - 1) * s for n, s in zip(tensor.shape, tensor.stride(), strict=True))
+        return start >= 0 and start + reach < max(weight.numel(), 1)
+    whole = _addresses(_place_of(weight)).flatten()
+    return bool(torch.isin(_addresses(_place_of(tensor)).flatten(), whole).all())
 
 
 def _written(func: Any, args: Sequence[Any], kwargs: dict[str, Any]) -> list[Tensor]:

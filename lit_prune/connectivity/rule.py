@@ -15,6 +15,7 @@ in the form of the operation's result (None where a result is on no path)::
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from math import prod
 from typing import Any
 
 import torch
@@ -43,6 +44,8 @@ __all__ = ["Rule", "Wire", "out_names", "rule", "rule_of"]
 
 Rule = Callable[..., Any]
 _RULES: dict[str, Rule] = {}
+# Numbers of the images that an operation is probed with at once.
+_PROBED = 1 << 22
 
 
 def rule(*names: str) -> Callable[[Rule], Rule]:
@@ -224,11 +227,13 @@ class Wire:
         (x,) = self._signals([x])
         forward, back = {}, {}
         for dim in dims:
-            seen = self._seen_along(x.shape, dim, dims)
-            if seen.shape[0] == seen.shape[1] and bool((seen == torch.eye(len(seen))).all()):
+            outs, ins = self._seen_along(x.shape, dim, dims)
+            sizes = self.shape[dim - len(x.shape)], x.shape[dim]
+            if sizes[0] == sizes[1] == len(outs) and torch.equal(outs, ins):
                 continue
             device = _device_of(self.result)
-            forward[dim], back[dim] = _places(seen).to(device), _places(seen.T).to(device)
+            forward[dim] = _places(outs, ins, sizes[0]).to(device)
+            back[dim] = _places(ins, outs, sizes[1]).to(device)
         return self._add(Windows((x,), (Signal(self.shape),), forward, back))
 
     def placed(self, x: Any, places: Mapping[int, Tensor]) -> Any:
@@ -242,21 +247,33 @@ class Wire:
         forward, back = {}, {}
         for dim, shown in places.items():
             shown = shown.reshape(len(shown), -1)
-            seen = (shown[:, :, None] == torch.arange(x.shape[dim])).any(1)
+            outs, columns = (shown >= 0).nonzero().T
             device = _device_of(self.result)
-            forward[dim], back[dim] = shown.to(device), _places(seen.T).to(device)
+            forward[dim] = shown.to(device)
+            back[dim] = _places(shown[outs, columns], outs, x.shape[dim]).to(device)
         return self._add(Windows((x,), (Signal(self.shape),), forward, back))
 
-    def _seen_along(self, shape: Size, dim: int, dims: Sequence[int]) -> Tensor:
-        """Return which places along ``dim`` each output place sees, as (outputs, inputs)."""
-        size = shape[dim]
-        ones = torch.eye(size).view(size, 1, *(size if d == dim else 1 for d in dims))
-        ones = ones.expand(size, 1, *(shape[d] for d in dims)).contiguous()
-        with _disable_current_modes():
-            found = self._func(ones, *self.args[1:], **self._kwargs)
-        values = found[0] if isinstance(found, tuple | list) else found
-        others = [1, *(n for n, d in enumerate(dims, 2) if d != dim)]
-        return values.abs().amax(others).T > 1e-6
+    def _seen_along(self, shape: Size, dim: int, dims: Sequence[int]) -> tuple[Tensor, Tensor]:
+        """Return pairs of an output place along ``dim`` and an input place that it sees.
+
+        The operation is run on images of which one place at a time is marked.
+        """
+        size, others = shape[dim], [n for n, d in enumerate(dims, 2) if d != dim]
+        pairs: list[Tensor] = []
+        many = max(1, _PROBED // prod(shape[d] for d in dims))
+        for start in range(0, size, many):
+            rows = torch.arange(start, min(start + many, size))
+            marked = (rows[:, None] == torch.arange(size)).float()
+            marked = marked.view(len(rows), 1, *(size if d == dim else 1 for d in dims))
+            marked = marked.expand(len(rows), 1, *(shape[d] for d in dims)).contiguous()
+            with _disable_current_modes():
+                found = self._func(marked, *self.args[1:], **self._kwargs)
+            values = found[0] if isinstance(found, tuple | list) else found
+            sees = values.abs().amax([1, *others]) > 1e-6
+            pairs.append(sees.nonzero() + torch.tensor([start, 0]))
+        ins, outs = torch.cat(pairs).T
+        order = (outs * size + ins).argsort()
+        return outs[order], ins[order]
 
     def spatial(self, x: Any) -> list[int]:
         """Return the dimensions of the positions: all but the batch and the channels."""
@@ -277,6 +294,8 @@ class Wire:
         if not isinstance(weight, Weight):
             return self.merge(self.over(x, -1, keep_dims=True), shape=shape)
         weight = _as_matrix(weight)
+        if 0 in weight.size or 0 in x.shape:
+            return None
         return self._add(Dense((x,), (Signal(shape),), weight, weight.size))
 
     def dense_from_left(self, weight: Weight, x: Any) -> Any:
@@ -356,7 +375,10 @@ class Wire:
         """Refuse what turns a weight's zeros into other numbers: pruning would remove no path."""
 
         def zeroed(x: Tensor) -> Tensor:
-            return torch.zeros_like(x) if self._seen.get(id(x)) is weight else x
+            if self._seen.get(id(x)) is weight:
+                return torch.zeros_like(x)
+            # Other numbers may be zero by chance, and others tomorrow.
+            return torch.ones_like(x) if x.is_floating_point() else x
 
         args, kwargs = tree_map_only(Tensor, zeroed, (tuple(self.args), self._kwargs))
         with _disable_current_modes():
@@ -389,6 +411,9 @@ def _as_matrix(weight: Weight) -> Weight:
         weight = Weight(weight.name, weight.size[1:], weight.stride[1:], weight.offset)
     if len(weight.size) != 2:
         raise UnsupportedOp(f"takes the prunable weight {weight.name} as several matrices")
+    repeats = (n > 1 and s == 0 for n, s in zip(weight.size, weight.stride, strict=True))
+    if any(repeats):
+        raise UnsupportedOp(f"repeats elements of the prunable weight {weight.name}")
     return weight
 
 
@@ -401,8 +426,11 @@ def _each(size: Any, rank: int) -> tuple[int, ...]:
     return tuple(sizes * rank if len(sizes) == 1 else sizes)
 
 
-def _places(seen: Tensor) -> Tensor:
-    """Return the places marked in each row, -1 where there are less than in others."""
-    width = max(int(seen.sum(1).max()), 1)
-    order = seen.to(torch.int8).sort(dim=1, descending=True, stable=True).indices[:, :width]
-    return torch.where(seen.gather(1, order), order, -1)
+def _places(rows: Tensor, places: Tensor, size: int) -> Tensor:
+    """Return the places that belong to each of ``size`` rows, filled up with -1."""
+    order = rows.argsort(stable=True)
+    rows, places = rows[order], places[order]
+    counts = torch.bincount(rows, minlength=size)
+    table = torch.full((size, max(int(counts.max()), 1)), -1)
+    table[rows, torch.arange(len(rows)) - (counts.cumsum(0) - counts)[rows]] = places
+    return table

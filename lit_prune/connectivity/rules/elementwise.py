@@ -51,9 +51,7 @@ def chosen_from(wire: Wire, condition: Any, *choices: Any) -> Any:
 
 
 @rule(
-    # what does nothing in eval mode, or nothing to the numbers
-    *("dropout", "alpha_dropout", "feature_dropout", "feature_alpha_dropout", "native_dropout"),
-    *("alias", "alias_copy", "detach", "detach_copy", "clone", "_to_copy", "lift_fresh"),
+    *("alias", "alias_copy", "detach", "detach_copy", "clone", "_to_copy", "native_dropout"),
     *("_conj", "_conj_physical", "_neg_view"),
 )
 def same(wire: Wire, x: Any, *rest: Any, **options: Any) -> Any:
