@@ -209,6 +209,9 @@ class _Recorder(TorchDispatchMode):
             found = rule(wire, *marks[0], **operands)
         except UnsupportedOp as error:
             raise self._unsupported(func, args, f"{error}; {_hint(func)}") from error
+        except Exception as error:
+            why = f"has a rule that fails: {type(error).__name__}: {first_line(error)}"
+            raise self._unsupported(func, args, why) from error
         if found is NotImplemented:
             with self:
                 return func.decompose(*args, **kwargs)
