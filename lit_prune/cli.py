@@ -28,7 +28,7 @@ from lit_prune import backbones, criteria, data, quotas, schedules
 from lit_prune.callbacks import MaskManager, Progress, SeededEpochs
 from lit_prune.complaint import complaint
 from lit_prune.data.images import ImagesInMemory
-from lit_prune.errors import LitPruneError, TargetMissed, UnreadableFile, first_line
+from lit_prune.errors import LitPruneError, LitPruneWarning, UnreadableFile, first_line
 from lit_prune.module import LitClassifier
 from lit_prune.probe import undisturbed
 from lit_prune.run import RunFolder, environment, folder_name, mask_summary
@@ -376,7 +376,7 @@ def _is_first_rank() -> bool:
 
 def _one_line(usual: Callable[..., str]) -> Callable[..., str]:
     def formatted(message: Any, category: Any, *rest: Any, **options: Any) -> str:
-        if issubclass(category, TargetMissed):
+        if issubclass(category, LitPruneWarning):
             return f"warning: {message}\n"
         return usual(message, category, *rest, **options)
 

@@ -5,6 +5,7 @@ from difflib import get_close_matches
 
 __all__ = [
     "LitPruneError",
+    "LitPruneWarning",
     "MasksMismatch",
     "NonFiniteScores",
     "QuotaOutOfRange",
@@ -35,7 +36,11 @@ class UnreadableFile(LitPruneError):
     """A file is missing, cut, or of another kind than expected."""
 
 
-class TargetMissed(UserWarning):
+class LitPruneWarning(UserWarning):
+    """Something that a user should know of; ``train.py`` prints it as one line."""
+
+
+class TargetMissed(LitPruneWarning):
     """No mask of a ranking has exactly the effective connections that were asked for."""
 
 

@@ -15,7 +15,7 @@ from tqdm import tqdm
 from lit_prune.callbacks.training_batches import training_batches
 from lit_prune.connectivity import Connectivity, UnsupportedOp
 from lit_prune.criteria import Criterion
-from lit_prune.errors import LitPruneError, TargetMissed, first_line
+from lit_prune.errors import LitPruneError, LitPruneWarning, TargetMissed, first_line
 from lit_prune.masks import Masks, bits_of, zero_pruned_
 from lit_prune.measure import Measurement, measure, unmeasured
 from lit_prune.probe import Example, Loss, Probe
@@ -275,7 +275,8 @@ class MaskManager(Callback):
             effective = Connectivity(pl_module, inputs, include=names).effective(masks)
         except LitPruneError as error:
             why = first_line(error)
-            warnings.warn(f"effective sparsity is not measured: {why}", stacklevel=2)
+            text = f"effective sparsity is not measured: {why}"
+            warnings.warn_explicit(text, LitPruneWarning, "lit_prune", 0)
             if inputs is not None and isinstance(error, UnsupportedOp):
                 self.measurement = measure(pl_module, masks, None, inputs)
             return masks
