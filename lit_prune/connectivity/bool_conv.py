@@ -45,37 +45,26 @@ class BoolConv:
 
     def forward(self, reach: Tensor) -> Tensor:
         """Return the elements of the output that are reached."""
-        return self._down(reach) if self.transposed else self._up(reach)
+        return self._carried(reach, up=not self.transposed)
 
     def backward(self, reach: Tensor, head: Tensor) -> tuple[Tensor, Tensor]:
         """Return what the input's elements reach, and the effective connections."""
-        if self.transposed:
-            return self._up(head), self._touch(fine=head, coarse=reach)
-        return self._down(head), self._touch(fine=reach, coarse=head)
+        fine, coarse = (head, reach) if self.transposed else (reach, head)
+        return self._carried(head, up=self.transposed), self._touch(fine, coarse)
 
-    def _up(self, fine: Tensor) -> Tensor:
-        """From the fine side to the coarse one."""
-        some, every = _extent(fine)
-        full = every.view(self.shape.groups, 1, -1, 1)
-        taps = any_by_halves(both(self.parts, full), 2)
-        coarse = _spread(taps, *self.shape.coarse_taps, (1, -1, *self.shape.coarse))
-        coarse = coarse.expand(fine.shape[0], *coarse.shape[1:])
+    def _carried(self, values: Tensor, up: bool) -> Tensor:
+        """Return what is reached on the coarse side from the fine one (up), or the other way."""
+        shape = self.shape
+        some, every = _extent(values)
+        full = every.view((shape.groups, 1, -1, 1) if up else (shape.groups, -1, 1, 1))
+        taps = any_by_halves(both(self.parts, full), 2 if up else 1)
+        classes, positions = (
+            (shape.coarse_taps, shape.coarse) if up else (shape.fine_taps, shape.fine)
+        )
+        found = _spread(taps, *classes, (1, -1, *positions))
+        found = found.expand(values.shape[0], *found.shape[1:])
         mixed = some & ~every
-        if bool(mixed.any()):
-            coarse = self._refined(coarse, fine, mixed, up=True)
-        return coarse
-
-    def _down(self, coarse: Tensor) -> Tensor:
-        """From the coarse side to the fine one."""
-        some, every = _extent(coarse)
-        full = every.view(self.shape.groups, -1, 1, 1)
-        taps = any_by_halves(both(self.parts, full), 1)
-        fine = _spread(taps, *self.shape.fine_taps, (1, -1, *self.shape.fine))
-        fine = fine.expand(coarse.shape[0], *fine.shape[1:])
-        mixed = some & ~every
-        if bool(mixed.any()):
-            fine = self._refined(fine, coarse, mixed, up=False)
-        return fine
+        return self._refined(found, values, mixed, up) if bool(mixed.any()) else found
 
     def _refined(self, known: Tensor, values: Tensor, mixed: Tensor, up: bool) -> Tensor:
         """Add what mixed channels reach, in channels that are not full already."""
