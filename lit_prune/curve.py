@@ -27,13 +27,12 @@ from lit_prune.callbacks import MaskManager
 from lit_prune.callbacks.training_batches import training_batches
 from lit_prune.cli import MISTAKES, TrainCLI, parsed, quiet, require_fit
 from lit_prune.connectivity import Connectivity
-from lit_prune.criteria import CriterionLike
+from lit_prune.criterion import CriterionLike, QuotaLike
 from lit_prune.errors import LitPruneError, QuotaOutOfRange, did_you_mean, first_line
 from lit_prune.files import write_whole
 from lit_prune.masks import Masks
 from lit_prune.probe import Probe
 from lit_prune.prune import last, prune_by_rounds, rounds_of
-from lit_prune.ranking import QuotaLike
 from lit_prune.run import RunFolder
 from lit_prune.targets import Target
 

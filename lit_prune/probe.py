@@ -1,7 +1,7 @@
 """Probe: all that a criterion may look at, and the promise that looking changes nothing."""
 
 import random
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass
 from itertools import chain
@@ -57,6 +57,8 @@ class Probe:
         example: an input of the model (a tensor or a tuple of them) or its shape, batch included.
         generator: the source of all randomness, on the CPU; None means :func:`default_generator`.
         keep: how many connections this round will keep, for criteria that need a budget.
+        counts: how many each layer will keep, where a quota fixes it.
+        round: the number of the round, from 0 on.
     """
 
     model: nn.Module
@@ -66,6 +68,8 @@ class Probe:
     example: Example = None
     generator: torch.Generator | None = None
     keep: int | None = None
+    counts: Mapping[str, int] | None = None
+    round: int = 0
 
     @contextmanager
     def masked(self) -> Iterator[nn.Module]:

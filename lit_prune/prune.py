@@ -11,12 +11,12 @@ import torch
 from torch import Tensor, nn
 
 from lit_prune.connectivity import Connectivity
-from lit_prune.criteria import CriterionLike
+from lit_prune.criterion import CriterionLike, QuotaLike
 from lit_prune.errors import LitPruneError, MasksMismatch, TargetMissed
 from lit_prune.masks import Masks
 from lit_prune.probe import Example, Loss, Probe, cross_entropy, default_generator, undisturbed
 from lit_prune.prunable import Patterns
-from lit_prune.ranking import QuotaLike, Ranking
+from lit_prune.ranking import Ranking
 from lit_prune.search import Found, Trail, first_enough, least_reachable, reprune, walk_back
 from lit_prune.targets import Target, TargetLike
 

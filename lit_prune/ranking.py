@@ -1,17 +1,16 @@
 """Ranking: one total order over all prunable connections, globally or inside each layer."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 
 import torch
 from torch import Tensor
 
+from lit_prune.criterion import QuotaLike
 from lit_prune.errors import LitPruneError, MasksMismatch, NonFiniteScores
 from lit_prune.masks import Masks
 from lit_prune.selection import largest, ordered
 
-__all__ = ["QuotaLike", "Ranking"]
-
-QuotaLike = Callable[[dict[str, torch.Size], int], dict[str, int]]
+__all__ = ["Ranking"]
 
 
 class Ranking:

@@ -12,9 +12,10 @@ import torch
 from torch import Tensor
 
 from lit_prune.connectivity import Connectivity
+from lit_prune.criterion import QuotaLike
 from lit_prune.errors import LitPruneError, QuotaOutOfRange
 from lit_prune.masks import Masks
-from lit_prune.ranking import QuotaLike, Ranking
+from lit_prune.ranking import Ranking
 from lit_prune.selection import at_least, count, kth_largest, larger
 
 __all__ = ["Found", "Trail", "first_enough", "least_reachable", "reprune", "walk_back"]

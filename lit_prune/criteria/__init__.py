@@ -2,7 +2,7 @@
 
 from typing import TYPE_CHECKING, Any
 
-from lit_prune.criteria.criterion import Criterion, CriterionLike
+from lit_prune.criterion import Criterion, CriterionLike
 from lit_prune.shelf import members
 
 globals().update(members(__name__, __path__, Criterion))

@@ -4,7 +4,7 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from lit_prune.criteria.criterion import Criterion
+from lit_prune.criterion import Criterion
 from lit_prune.probe import Probe
 
 __all__ = ["Magnitude"]

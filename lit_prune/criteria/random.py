@@ -5,7 +5,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from lit_prune.criteria.criterion import Criterion
+from lit_prune.criterion import Criterion
 from lit_prune.probe import Probe, default_generator
 
 __all__ = ["Random"]

@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
-from lit_prune.criteria.criterion import Criterion
+from lit_prune.criterion import Criterion
 from lit_prune.errors import LitPruneError, NonFiniteScores
 from lit_prune.probe import Probe
 
