@@ -1,12 +1,13 @@
 """What every criterion is: a function from a probe to scores."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from typing import ClassVar
 
 import torch
 from torch import Size, Tensor
 
+from lit_prune.masks import Masks
 from lit_prune.probe import Probe
 
 __all__ = ["Criterion", "CriterionLike", "QuotaLike"]
@@ -40,12 +41,10 @@ class Criterion(ABC):
         """The quota that belongs to the method, where none is given; None ranks globally."""
         return None
 
-    def places(
-        self, shapes: Mapping[str, Size], generator: torch.Generator
-    ) -> dict[str, Tensor] | None:
+    def places(self, masks: Masks, generator: torch.Generator) -> dict[str, Tensor] | None:
         """Return where the final masks' elements are taken from, by layer; None leaves them.
 
         For controls that rearrange what another criterion found: a permutation of the flat indices
-        of each layer, drawn once a prune.
+        of each layer, drawn once a prune; what ``masks`` do not keep stays where it is.
         """
         return None

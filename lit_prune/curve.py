@@ -24,7 +24,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from lit_prune.callbacks import MaskManager
-from lit_prune.callbacks.training_batches import training_batches
+from lit_prune.callbacks.training_batches import TrainingBatches
 from lit_prune.cli import MISTAKES, TrainCLI, parsed, quiet, require_fit
 from lit_prune.connectivity import Connectivity
 from lit_prune.criterion import CriterionLike, QuotaLike
@@ -284,8 +284,7 @@ class _Look(Callback):
 
     def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Compute the points."""
-        batches = training_batches(trainer, self._manager.batches, self._seed)
-        network = _Network(pl_module, self._manager, batches, self._seed)
+        network = _Network(pl_module, self._manager, trainer, self._seed)
         self.rows = list(_rows(network, self._plan))
         trainer.should_stop = True
 
@@ -296,15 +295,20 @@ class _Network:
 
     module: LightningModule
     manager: MaskManager
-    batches: list[Any]
+    trainer: Trainer
     seed: int
 
     def dense(self) -> Masks:
         return Masks.dense(self.module, self.manager.include, self.manager.exclude)
 
+    def inputs(self, dense: Masks) -> tuple[Tensor, ...]:
+        example = self.manager.example
+        batches = [] if example is not None else TrainingBatches(self.trainer, 1, self.seed)()
+        return Probe(self.module, dense, batches, example=example).inputs()
+
     def connectivity(self, dense: Masks) -> Connectivity:
-        probe = Probe(self.module, dense, self.batches, example=self.manager.example)
-        return Connectivity(self.module, probe.inputs(), include=[escape(name) for name in dense])
+        names = [escape(name) for name in dense]
+        return Connectivity(self.module, self.inputs(dense), include=names)
 
     def rounds(
         self,
@@ -321,10 +325,11 @@ class _Network:
             Target(keep=keep),
             quota,
             number,
-            self.batches,
+            TrainingBatches(self.trainer, self.manager.batches, self.seed),
             self.manager.loss,
-            self.manager.example,
+            self.inputs(dense),
             torch.Generator().manual_seed(self.seed),
+            floor=self.manager.floor,
         )
 
 
@@ -378,6 +383,10 @@ class _ScoredOnce:
     def __init__(self, criterion: CriterionLike) -> None:
         self._criterion = criterion
         self._scores: dict[str, Tensor] | None = None
+        self.__name__ = getattr(criterion, "__name__", type(criterion).__name__)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._criterion, name)
 
     def __call__(self, probe: Probe) -> dict[str, Tensor]:
         if self._scores is not None:
@@ -395,7 +404,7 @@ class _WatchedProbe(Probe):
     budget_was_asked = False
 
     def __getattribute__(self, name: str) -> Any:
-        if name == "keep":
+        if name in ("keep", "counts"):
             object.__setattr__(self, "budget_was_asked", True)
         return super().__getattribute__(name)
 

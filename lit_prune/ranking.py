@@ -1,6 +1,7 @@
 """Ranking: one total order over all prunable connections, globally or inside each layer."""
 
 from collections.abc import Mapping, Sequence
+from fractions import Fraction
 
 import torch
 from torch import Tensor
@@ -10,7 +11,9 @@ from lit_prune.errors import LitPruneError, MasksMismatch, NonFiniteScores
 from lit_prune.masks import Masks
 from lit_prune.selection import largest, ordered
 
-__all__ = ["Ranking"]
+__all__ = ["Floor", "Ranking", "floor_count", "least_kept", "require_floor"]
+
+Floor = int | str
 
 
 class Ranking:
@@ -26,6 +29,10 @@ class Ranking:
             layers only; None ranks all connections of the network together.
         among: only connections that these masks keep are ranked; None ranks all.
         finite: refuse infinite scores as well.
+        floor: every layer keeps at least so many, or all it has, before the rest is ranked
+            together; a whole number, or a share of the whole network as in ``"0.05%"``.
+        whole_filters: keep or remove all ranked weights of a filter (an index of the first
+            dimension) together, by its highest score; counts are rounded up to whole filters.
 
     Raises:
         NonFiniteScores: a score is NaN, or infinite where that is refused.
@@ -42,6 +49,8 @@ class Ranking:
         quota: QuotaLike | None = None,
         among: Masks | None = None,
         finite: bool = False,
+        floor: Floor | None = None,
+        whole_filters: bool = False,
     ) -> None:
         for name, score in scores.items():
             _require_numbers(name, score, finite)
@@ -53,6 +62,10 @@ class Ranking:
         self.among = among
         sizes = (score.numel() for score in scores.values())
         self.total: int = sum(sizes) if among is None else among.kept
+        self._floor = floor
+        self._whole_filters = whole_filters
+        if floor is not None:
+            self._raise_floor(floor)
 
     def keep(self, k: int) -> Masks:
         """Return masks that keep exactly the first ``k`` connections.
@@ -63,6 +76,8 @@ class Ranking:
         """
         if not 0 <= k <= self.total:
             raise LitPruneError(f"cannot keep {k} of {self.total} connections")
+        if self._floor is not None:
+            _require_floor(self._floor, self._numel(), list(self._sizes().values()), k)
         if self.quota is None:
             return Masks(self._first(list(self._scores), k))
         counts = _checked(self.quota(self._shapes(), k), self._sizes(), k)
@@ -70,6 +85,16 @@ class Ranking:
         for name in self._scores:
             kept |= self._first([name], counts[name])
         return Masks(kept)
+
+    def rearranged(self, places: Mapping[str, Tensor]) -> "Ranking":
+        """Return the ranking with the elements of each layer taken from ``places``.
+
+        Args:
+            places: a permutation of the flat indices of each layer, which leaves alone what is not
+                ranked.
+        """
+        taken = {n: s.flatten()[places[n]].view(s.shape) for n, s in self._scores.items()}
+        return Ranking(taken, self.quota, self.among)
 
     @property
     def scores(self) -> dict[str, Tensor]:
@@ -119,11 +144,119 @@ class Ranking:
             return {row.name: row.kept for row in self.among.layers()}
         return {name: score.numel() for name, score in self._scores.items()}
 
+    def _numel(self) -> int:
+        return sum(score.numel() for score in self._scores.values())
+
+    def _raise_floor(self, floor: Floor) -> None:
+        """Put the best of each layer above all others."""
+        if self.quota is not None:
+            raise LitPruneError("a floor and a quota both fix what a layer keeps: give one of them")
+        least = floor_count(floor, self._numel())
+        for name, size in self._sizes().items():
+            first = self._first([name], min(least, size))[name]
+            score = self._scores[name]
+            score = score if score.is_floating_point() else score.double()
+            self._scores[name] = score.masked_fill(first, torch.inf)
+
     def _first(self, names: list[str], k: int) -> dict[str, Tensor]:
         """Return the first ``k`` connections of the layers ``names``, ranked together."""
+        if self._whole_filters:
+            return self._first_filters(names, k)
         scores = [self._scores[name] for name in names]
         among = None if self.among is None else [self.among[name] for name in names]
         return dict(zip(names, largest(scores, k, among), strict=True))
+
+    def _first_filters(self, names: list[str], k: int) -> dict[str, Tensor]:
+        """Return the first filters that have ``k`` connections between them."""
+        ranked = {
+            n: self.among[n] if self.among else torch.ones_like(s, dtype=torch.bool)
+            for n, s in self._scores.items()
+            if n in names
+        }
+        sizes = torch.cat([mark.flatten(1).sum(1) for mark in ranked.values()])
+        best = torch.cat(
+            [
+                self._scores[n].masked_fill(~mark, _least(self._scores[n].dtype)).flatten(1).amax(1)
+                for n, mark in ranked.items()
+            ]
+        )
+        best = torch.where(sizes > 0, best.double(), -torch.inf)
+        order = ordered([best], [torch.ones_like(best, dtype=torch.bool)])
+        before = sizes[order].cumsum(0) - sizes[order]
+        chosen = torch.zeros_like(best, dtype=torch.bool)
+        chosen[order] = before < k
+        parts = chosen.split([len(mark) for mark in ranked.values()])
+        return {
+            n: mark & part.view(-1, *[1] * (mark.dim() - 1))
+            for (n, mark), part in zip(ranked.items(), parts, strict=True)
+        }
+
+
+def floor_count(floor: Floor, total: int) -> int:
+    """Return how many connections a floor is: a share is rounded down, as in the paper's code.
+
+    >>> floor_count("0.05%", 266_200)
+    133
+
+    Raises:
+        LitPruneError: it is neither a whole number nor a share of 0 to 100 %.
+    """
+    if isinstance(floor, int) and not isinstance(floor, bool) and floor >= 0:
+        return floor
+    if isinstance(floor, str) and (text := floor.strip().removesuffix("%")):
+        share = _fraction(text)
+        if share is not None and floor.strip().endswith("%") and 0 <= share <= 100:
+            return int(total * share / 100)
+        if share is not None and share >= 0 and share.denominator == 1 and "%" not in floor:
+            return int(share)
+    raise LitPruneError(
+        f"floor={floor!r} is out of range: a whole number of connections, or a share of the "
+        "network as in '0.05%'"
+    )
+
+
+def _fraction(text: str) -> Fraction | None:
+    try:
+        return Fraction(text) if "/" not in text else None
+    except ValueError:
+        return None
+
+
+def least_kept(floor: Floor | None, masks: Masks) -> int:
+    """Return the least that a network of ``masks`` can keep under ``floor``."""
+    if floor is None:
+        return 0
+    least = floor_count(floor, masks.total)
+    return sum(min(least, row.kept) for row in masks.layers())
+
+
+def require_floor(floor: Floor | None, masks: Masks, keep: int) -> None:
+    """Check that ``keep`` connections of ``masks`` are enough for the floor of every layer.
+
+    Raises:
+        LitPruneError: they are not; the largest floor that they are enough for is named.
+    """
+    if floor is not None:
+        _require_floor(floor, masks.total, [row.kept for row in masks.layers()], keep)
+
+
+def _require_floor(floor: Floor, total: int, sizes: list[int], keep: int) -> None:
+    least = floor_count(floor, total)
+    if (wanted := sum(min(least, size) for size in sizes)) <= keep:
+        return
+    low, high = 0, least
+    while high - low > 1:
+        middle = (low + high) // 2
+        is_feasible = sum(min(middle, size) for size in sizes) <= keep
+        low, high = (middle, high) if is_feasible else (low, middle)
+    raise LitPruneError(
+        f"floor={floor} keeps at least {wanted} connections in {len(sizes)} layers, but {keep} are "
+        f"to be kept; the largest floor for that is {low}"
+    )
+
+
+def _least(dtype: torch.dtype) -> float | int:
+    return -torch.inf if dtype.is_floating_point else torch.iinfo(dtype).min
 
 
 def _require_numbers(name: str, score: Tensor, finite: bool) -> None:

@@ -226,6 +226,7 @@ class Trail:
         self._start = masks
         self._round = {n: torch.zeros_like(mask, dtype=torch.int32) for n, mask in masks.items()}
         self._score: dict[str, Tensor] = {}
+        self._last: Ranking | None = None
 
     def add(self, before: Masks, after: Masks, ranking: Ranking) -> None:
         """Note one round: the masks before and after it, and the ranking that it went by."""
@@ -236,6 +237,14 @@ class Trail:
             known = self._score.setdefault(name, torch.full_like(score, torch.inf))
             self._score[name] = torch.where(removed, score.to(known.dtype), known)
         self.kept.append(after.kept)
+        self._last = ranking
+
+    def keep(self, k: int) -> Masks:
+        """Return the first ``k`` connections of the whole order, however far the rounds went."""
+        if self._last is not None and k < self.kept[-1]:
+            return self._last.keep(k)
+        number = next(n for n, kept in enumerate(self.kept) if kept <= k)
+        return self.masks(number) if k == self.kept[number] else self.ranking(number).keep(k)
 
     def masks(self, number: int) -> Masks:
         """Return the masks after round ``number``; 0 are those before the first."""

@@ -13,8 +13,11 @@ from torch import Tensor, nn
 
 from lit_prune.errors import LitPruneError, UnreadableFile, first_line
 from lit_prune.names import plain_name
+from lit_prune.probe import same_random_state
 
-__all__ = ["load_weights", "read_state_dict"]
+__all__ = ["load_weights", "read_state_dict", "reinitialise"]
+
+_FRESH = 0x2545F491
 
 
 def load_weights(model: nn.Module, path: str | os.PathLike[str]) -> None:
@@ -50,6 +53,31 @@ def read_state_dict(path: str | os.PathLike[str]) -> dict[str, Tensor]:
     if not isinstance(state, Mapping) or not all(isinstance(t, Tensor) for t in state.values()):
         raise UnreadableFile(f"{path} holds no state dict of tensors")
     return {plain_name(name): tensor for name, tensor in state.items()}
+
+
+def reinitialise(model: nn.Module, seed: int) -> None:
+    """Draw all parameters of ``model`` anew, in place, by the ``reset_parameters`` of its modules.
+
+    Parts first, then what they are parts of, so that a network that initialises its layers in a way
+    of its own has the last word. Statistics of norms start anew. The global random states are not
+    touched, and the numbers are not those that a new network would draw under ``seed``.
+
+    Raises:
+        LitPruneError: a parameter belongs to no module that knows how to draw it.
+    """
+    drawn: set[int] = set()
+    with same_random_state(seed ^ _FRESH), torch.no_grad():
+        for module in reversed(list(model.modules())):
+            for name in ("_reset_parameters", "reset_parameters"):
+                if callable(draw := getattr(module, name, None)):
+                    draw()
+                    drawn |= {id(parameter) for parameter in module.parameters()}
+    for name, parameter in model.named_parameters():
+        if id(parameter) not in drawn:
+            raise LitPruneError(
+                f"{plain_name(name)} cannot be drawn anew: no module around it has a method "
+                "reset_parameters()"
+            )
 
 
 def _read(path: str | os.PathLike[str]) -> Any:

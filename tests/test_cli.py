@@ -466,7 +466,7 @@ MISTAKES = {
     "unknown argument": ("--config {here}/argument.yaml", ["num_clases", "num_classes"]),
     "unknown argument of data": ("--data.batch_siz 3", ["batch_siz", "batch_size"]),
     "unknown criterion": ("--pruning.criterion SNIPP", ["SNIPP", "'SNIP'"]),
-    "unknown quota": ("--pruning.quota erk", ["'erk'", "ERK, IGQ, Uniform, UniformPlus"]),
+    "unknown quota": ("--pruning.quota erk", ["'erk'", "ERK, ERKPlus, FromCriterion, IGQ"]),
     "unknown backbone": ("--model.backbone LeNet6", ["LeNet6", "LeNet5"]),
     "unknown data": ("--data MNST", ["MNST", "MNIST"]),
     "unknown schedule": ("--pruning.schedule AtInti", ["AtInti", "AtInit"]),

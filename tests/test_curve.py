@@ -340,7 +340,7 @@ def test_matplotlib_is_imported_only_where_it_draws():
 
 MISTAKES = {
     "unknown criterion": ("--criteria Random SNIPP", ["SNIPP", "did you mean 'SNIP'"]),
-    "unknown quota": ("--quotas ERK erq", ["'erq'", "ERK, IGQ, Uniform"]),
+    "unknown quota": ("--quotas ERK erq", ["'erq'", "ERK, ERKPlus, FromCriterion, IGQ"]),
     "no criterion": ("--criteria", ["--criteria"]),
     "a criterion of null": ("--criteria null", ["criterion"]),
     "compression below 1": ("--compressions 10 0.5", ["0.5x", "at least 1x"]),

@@ -2,6 +2,7 @@
 
 import warnings
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from glob import escape
 from typing import Any
 
@@ -12,7 +13,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 from tqdm import tqdm
 
-from lit_prune.callbacks.training_batches import training_batches
+from lit_prune.callbacks.training_batches import TrainingBatches
 from lit_prune.connectivity import Connectivity, UnsupportedOp
 from lit_prune.criteria import Criterion
 from lit_prune.errors import LitPruneError, LitPruneWarning, TargetMissed, first_line
@@ -25,6 +26,7 @@ from lit_prune.quotas import Quota
 from lit_prune.schedules import Schedule
 from lit_prune.schedules.at_init import AtInit
 from lit_prune.targets import Target
+from lit_prune.weights import reinitialise
 
 __all__ = ["MaskManager"]
 
@@ -47,7 +49,8 @@ class MaskManager(Callback):
         target: how far: ``100x``, ``99%``, ``2662``, ``100x effective``, or a ``Target``.
         quota: fixes how many connections each layer keeps; None ranks all together.
         rounds: in how many rounds to score; None takes the criterion's own number.
-        batches: how many training batches criteria may look at.
+        batches: how many training batches criteria may look at in a round; each round has further
+            ones.
         loss: ``loss(module, batch)`` for scoring; None is cross-entropy on ``(x, y)``.
         example: an input or its shape; None takes one from the first batch.
         generator: the source of all randomness; None is one seeded by ``torch.initial_seed()``.
@@ -58,6 +61,10 @@ class MaskManager(Callback):
         search: how an effective target is found, ``"curve"`` or ``"reprune"`` (see ``prune``).
         prune_ineffective: also remove what is kept but ineffective.
         allow_collapse: train a network of which nothing is effective, instead of an error.
+        floor: every layer keeps at least so many connections, as a number or as in ``"0.05%"`` of
+            the whole network.
+        reinitialise: after pruning, draw new weights under the same masks (every module's
+            ``reset_parameters``): a control that tells whether masks know their initialization.
 
     Attributes:
         masks: the current masks; None before training starts.
@@ -84,6 +91,8 @@ class MaskManager(Callback):
         search: Search = "curve",
         prune_ineffective: bool = False,
         allow_collapse: bool = False,
+        floor: int | str | None = None,
+        reinitialise: bool = False,
     ) -> None:
         if masks is None and (criterion is None or target is None):
             raise LitPruneError("pruning needs a criterion and a target, or masks=FILE")
@@ -103,6 +112,8 @@ class MaskManager(Callback):
         self.search: Search = search
         self.prune_ineffective = prune_ineffective
         self.allow_collapse = allow_collapse
+        self.floor = floor
+        self.reinitialise = reinitialise
         self.masks: Masks | None = None
         self.measurement: Measurement | None = None
         self._seed: int | None = None
@@ -189,6 +200,7 @@ class MaskManager(Callback):
                 masks = self._stored(self.masks_file, pl_module)
                 masks = self._measured(masks, trainer, pl_module)
                 self._require_effective(self.masks_file, masks.total)
+                self._draw_anew(trainer, pl_module)
                 self._hold(masks, trainer, pl_module)
             return
         assert self.target is not None
@@ -198,7 +210,15 @@ class MaskManager(Callback):
             masks = self._prune(masks, keep, trainer, pl_module)
             # Every rank scores its own share of data; rank 0's masks hold for all.
             masks = Masks(trainer.strategy.broadcast(dict(masks.to("cpu"))))
-            self._hold(self._measured(masks, trainer, pl_module), trainer, pl_module)
+            masks = self._measured(masks, trainer, pl_module)
+            self._draw_anew(trainer, pl_module)
+            self._hold(masks, trainer, pl_module)
+
+    def _draw_anew(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if self.reinitialise:
+            reinitialise(pl_module, self._generator().initial_seed())
+            for optimizer in trainer.optimizers:
+                optimizer.state.clear()
 
     def _stored(self, path: str, pl_module: LightningModule) -> Masks:
         """Load masks; they must be of this model, and a target beside them what they keep."""
@@ -236,8 +256,12 @@ class MaskManager(Callback):
         exact = Target(keep=keep, measure=self.target.measure)
         target = self.target if self.target.count(masks.total) == keep else exact
         generator = self._generator()
-        seed = generator.initial_seed()
-        data = training_batches(trainer, self.batches, seed) if keep < masks.total else []
+        data = TrainingBatches(trainer, self.batches, generator.initial_seed())
+        example = self.example
+        if example is None and keep < masks.total:
+            # Criteria that need neither go without.
+            with suppress(LitPruneError):
+                example = self._inputs(masks, trainer, pl_module)
         steps = prune_by_rounds(
             pl_module,
             masks,
@@ -247,11 +271,12 @@ class MaskManager(Callback):
             self.rounds,
             data,
             self.loss,
-            self.example,
+            example,
             generator,
             self.search,
             self.prune_ineffective,
             self.allow_collapse,
+            self.floor,
         )
         number = len(list(budgets(masks.kept, keep, rounds_of(self.criterion, self.rounds))))
         with warnings.catch_warnings():
@@ -290,7 +315,7 @@ class MaskManager(Callback):
         self, masks: Masks, trainer: Trainer, pl_module: LightningModule
     ) -> tuple[Tensor, ...]:
         seed = self._generator().initial_seed()
-        batches = [] if self.example is not None else training_batches(trainer, 1, seed)
+        batches = [] if self.example is not None else TrainingBatches(trainer, 1, seed)()
         return Probe(pl_module, masks, batches, example=self.example).inputs()
 
     def _generator(self) -> torch.Generator:

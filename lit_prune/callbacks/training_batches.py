@@ -14,21 +14,53 @@ from torch.utils.data import DataLoader
 
 from lit_prune.probe import same_random_state
 
-__all__ = ["training_batches"]
+__all__ = ["TrainingBatches"]
 
 
-def training_batches(trainer: Trainer, count: int, seed: int) -> list[Any]:
-    """Return the first ``count`` batches of the trainer's loaders, on its device.
+class TrainingBatches:
+    """Training batches for scoring, so many in each round: further ones every time.
 
-    They are what ``training_step`` would get, hooks of the module and the data module included.
-    Training does not miss a batch, or see another order or other random numbers, for it.
+    They are what ``training_step`` would get, hooks of the module and the data module included, on
+    the trainer's device. Training does not miss a batch, or see another order or other random
+    numbers, for it. When the loaders are at their end, they start again; no round has a batch
+    twice. Asked for an earlier round, they start anew and give the same batches.
+
+    Args:
+        trainer: whose loaders are read.
+        count: how many batches a round has; fewer where there are no more.
+        seed: of the random numbers of the loaders; each round has its own.
     """
-    loaders = tree_map(_apart, trainer.train_dataloader)
-    strategy = trainer.strategy
-    with same_random_state(seed), _same_generators(loaders):
-        found = islice(CombinedLoader(loaders, "max_size_cycle"), count)
-        moved = [strategy.batch_to_device(batch, dataloader_idx=0) for batch, _, _ in found]
-    return [strategy.precision_plugin.convert_input(batch) for batch in moved]
+
+    def __init__(self, trainer: Trainer, count: int, seed: int) -> None:
+        self._trainer = trainer
+        self._count = count
+        self._seed = seed
+        self._next = 0
+        self._loaders = tree_map(_apart, trainer.train_dataloader)
+        self._stream: Iterator[Any] = iter(())
+
+    def __call__(self, turn: int = 0) -> list[Any]:
+        """Return the batches of round ``turn``, from 0 on."""
+        if turn < self._next:
+            self._next, self._stream = 0, iter(())
+        while self._next < turn:
+            self._read()
+        return self._read()
+
+    def _read(self) -> list[Any]:
+        with same_random_state(self._seed + self._next), _same_generators(self._loaders):
+            batches = list(islice(self._stream, self._count))
+            if len(batches) < self._count:
+                self._stream = self._from_start()
+                batches += islice(self._stream, self._count - len(batches))
+        self._next += 1
+        return batches
+
+    def _from_start(self) -> Iterator[Any]:
+        strategy = self._trainer.strategy
+        for batch, _, _ in CombinedLoader(self._loaders, "max_size_cycle"):
+            moved = strategy.batch_to_device(batch, dataloader_idx=0)
+            yield strategy.precision_plugin.convert_input(moved)
 
 
 def _apart(loader: Any) -> Any:

@@ -3,13 +3,13 @@
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from lit_prune.criterion import Criterion
 from lit_prune.errors import LitPruneError
 from lit_prune.probe import Probe
 
-__all__ = ["SNIP"]
+__all__ = ["SNIP", "mean_gradients"]
 
 
 @dataclass(frozen=True)
@@ -19,7 +19,9 @@ class SNIP(Criterion):
     Source: Lee et al. 2019, "SNIP: single-shot network pruning based on connection sensitivity",
     arXiv 1810.02340, eq. 5; their normalisation by the sum does not change the order and is left
     out. The gradient is the mean over the batches, taken before the absolute value. The network
-    is scored in the mode that it is in: a network in training mode uses batch statistics.
+    is scored in the mode that it is in: a network in training mode uses batch statistics. In
+    ``rounds`` it is iterative SNIP (arXiv 2006.09081 and 2107.02306, which takes 300), where a
+    removed connection never returns.
     """
 
     def __call__(self, probe: Probe) -> dict[str, Tensor]:
@@ -30,12 +32,17 @@ class SNIP(Criterion):
         """
         with probe.masked() as model:
             weights = probe.masks.parameters(model)
-            gradients = _mean_gradients(probe, list(weights.values()))
+            gradients = mean_gradients("SNIP", probe, list(weights.values()))
             pairs = zip(weights.items(), gradients, strict=True)
             return {name: (w.detach() * g).abs() for (name, w), g in pairs}
 
 
-def _mean_gradients(probe: Probe, weights: list[torch.nn.Parameter]) -> list[Tensor]:
+def mean_gradients(name: str, probe: Probe, weights: list[nn.Parameter]) -> list[Tensor]:
+    """Return the gradients of the mean loss over the batches of ``probe``.
+
+    Raises:
+        LitPruneError: there are no batches; the criterion ``name`` needs them.
+    """
     for weight in weights:
         weight.requires_grad_(True)
     sums, count = [torch.zeros_like(w) for w in weights], 0
@@ -45,5 +52,5 @@ def _mean_gradients(probe: Probe, weights: list[torch.nn.Parameter]) -> list[Ten
         torch._foreach_add_(sums, gradients)
         count += 1
     if not count:
-        raise LitPruneError("SNIP needs training data: pass batches=")
+        raise LitPruneError(f"{name} needs training data: pass batches=")
     return [total / count for total in sums]

@@ -7,11 +7,15 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import Size
 
+from lit_prune.criterion import CriterionLike, QuotaLike
 from lit_prune.errors import QuotaOutOfRange
+from lit_prune.masks import Masks
 
-__all__ = ["Densities", "Quota", "apportion", "sizes_of"]
+__all__ = ["Densities", "Pruned", "Quota", "apportion", "sizes_of"]
 
 Densities = Callable[[float], NDArray[np.float64]]
+# What prunes the network at hand by a criterion, down to any count.
+Pruned = Callable[[CriterionLike], Callable[[int], Masks]]
 
 
 class Quota(ABC):
@@ -30,6 +34,10 @@ class Quota(ABC):
                 that range.
         """
 
+    def bound(self, pruned: Pruned) -> QuotaLike:
+        """Return the quota for one network; most need nothing but its shapes."""
+        return self
+
 
 def sizes_of(shapes: Mapping[str, Size]) -> NDArray[np.float64]:
     """Return the number of connections of each layer."""
@@ -42,28 +50,31 @@ def apportion(
     keep: int,
     densities: Densities,
     least: Sequence[int] | None = None,
+    most: Sequence[int] | None = None,
 ) -> dict[str, int]:
     r"""Return counts that follow ``densities`` and sum to ``keep``.
 
     ``densities(level)`` gives the density of every layer, none of which falls as the level rises
     from 0. Layer l keeps :math:`c_l(level) = \mathrm{clip}(\lfloor n_l d_l(level) + 1/2 \rfloor,
-    least_l, n_l)`, and the level is raised until the counts sum to ``keep``: a divisor method
-    (Webster's rounding), which unlike rounding by largest remainders is monotone in the total.
-    Layers whose count steps at the very same level are served in registration order.
+    least_l, most_l)` (0 and :math:`n_l` where nothing is said), and the level is raised until the
+    counts sum to ``keep``: a divisor method (Webster's rounding), which unlike rounding by largest
+    remainders is monotone in the total. Layers whose count steps at the very same level are served
+    in registration order.
 
     Raises:
-        QuotaOutOfRange: ``keep`` is below the sum of ``least`` or above the number of connections.
+        QuotaOutOfRange: ``keep`` is below the sum of ``least`` or above that of ``most``.
     """
     sizes = sizes_of(shapes)
     floor = np.zeros_like(sizes) if least is None else np.array(least, dtype=np.float64)
-    if not floor.sum() <= keep <= sizes.sum():
+    top = sizes if most is None else np.array(most, dtype=np.float64)
+    if not floor.sum() <= keep <= top.sum():
         raise QuotaOutOfRange(
-            f"{name} keeps between {int(floor.sum())} and {int(sizes.sum())} connections of this "
+            f"{name} keeps between {int(floor.sum())} and {int(top.sum())} connections of this "
             f"network, not {keep}"
         )
 
     def counts(level: float) -> NDArray[np.float64]:
-        return np.clip(np.floor(sizes * densities(level) + 0.5), floor, sizes)
+        return np.clip(np.floor(sizes * densities(level) + 0.5), floor, top)
 
     below, above = _bracket(counts, keep)
     spare = np.cumsum(counts(above) - counts(below))

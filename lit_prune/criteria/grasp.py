@@ -1,0 +1,90 @@
+"""GraSP: gradient signal preservation."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
+
+from lit_prune.criteria.snip import mean_gradients
+from lit_prune.criterion import Criterion
+from lit_prune.errors import LitPruneError
+from lit_prune.probe import Probe
+
+__all__ = ["GraSP"]
+
+
+@dataclass(frozen=True)
+class GraSP(Criterion):
+    r"""Gradient signal preservation, :math:`w \, (H g)` with gradient g and Hessian H of the loss.
+
+    Source: Wang et al. 2020, "Picking winning tickets before training by preserving gradient flow",
+    arXiv 2002.07376, eq. 8 and algorithm 1, whose score is the negative of this one and whose
+    highest are removed. Logits are divided by ``temperature`` before the loss. Where a connection
+    keeps its sign, removing it lowers the norm of the gradient: the highest are kept. Gradient and
+    Hessian are means over the batches, of the network as pruned so far and in its mode; the
+    normalisation by the sum in later codes does not change the order and is left out.
+
+    Args:
+        temperature: above 0; the paper's code has 200.
+    """
+
+    temperature: float = 200.0
+
+    def __post_init__(self) -> None:
+        """Check the temperature.
+
+        Raises:
+            LitPruneError: it is not above 0.
+        """
+        if not self.temperature > 0:
+            raise LitPruneError(f"GraSP: temperature={self.temperature} is out of range: above 0")
+
+    def __call__(self, probe: Probe) -> dict[str, Tensor]:
+        """Return ``w * Hg`` for every connection; pruned ones score zero.
+
+        Raises:
+            LitPruneError: the probe has no batches.
+        """
+        # Only plain attention can be differentiated twice.
+        with probe.masked() as model, sdpa_kernel(SDPBackend.MATH), _tempered(model, self):
+            weights = probe.masks.parameters(model)
+            masks = [probe.masks[name] for name in weights]
+            parameters = list(weights.values())
+            gradients = mean_gradients("GraSP", probe, parameters)
+            kept = [g * mask.to(g.device) for g, mask in zip(gradients, masks, strict=True)]
+            products = _hessian_product(probe, parameters, kept)
+            pairs = zip(weights.items(), products, strict=True)
+            return {name: w.detach() * product for (name, w), product in pairs}
+
+
+@contextmanager
+def _tempered(model: nn.Module, grasp: GraSP) -> Iterator[None]:
+    """Divide what the model returns by the temperature."""
+
+    def divided(module: nn.Module, inputs: object, output: object) -> object:
+        return output / grasp.temperature if isinstance(output, Tensor) else output
+
+    handle = model.register_forward_hook(divided)
+    try:
+        yield
+    finally:
+        handle.remove()
+
+
+def _hessian_product(
+    probe: Probe, weights: list[nn.Parameter], vector: list[Tensor]
+) -> list[Tensor]:
+    """Return the product of the mean Hessian and ``vector``, by differentiating g · vector."""
+    sums, count = [torch.zeros_like(w) for w in weights], 0
+    for batch in probe.batches:
+        loss = probe.loss(probe.model, batch)
+        gradients = torch.autograd.grad(loss, weights, create_graph=True, materialize_grads=True)
+        product = sum((g * v).sum() for g, v in zip(gradients, vector, strict=True))
+        count += 1
+        if isinstance(product, Tensor) and product.requires_grad:
+            parts = torch.autograd.grad(product, weights, materialize_grads=True)
+            torch._foreach_add_(sums, parts)
+    return [total / count for total in sums]

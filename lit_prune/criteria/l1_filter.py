@@ -1,0 +1,49 @@
+"""L1 filter pruning."""
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+
+from lit_prune.criterion import Criterion
+from lit_prune.probe import Probe
+
+__all__ = ["L1Filter"]
+
+
+@dataclass(frozen=True)
+class L1Filter(Criterion):
+    r"""Whole filters by their L1 norm, :math:`\sum_i |w_{oi}|`, the same share of every layer.
+
+    A filter is all that enters one output channel or unit (an index of the first dimension).
+    Source: Li et al. 2017, "Pruning filters for efficient convnets", arXiv 1608.08710, section 3.1;
+    the baseline of arXiv 2301.05219. The score is the filter's place among those of its layer, of 0
+    to below 1, so that without a quota all layers lose the same share of filters and none loses its
+    last one first. The last layer in registration order, whose units are the outputs, scores above
+    all others. Codes spare the first layer too: pass ``exclude``. A count that would cut a filter
+    is rounded up to whole filters, and a warning says so.
+    """
+
+    whole_filters: ClassVar[bool] = True
+
+    def __call__(self, probe: Probe) -> dict[str, Tensor]:
+        """Return one score a filter, repeated for each of its weights; data is not used."""
+        with torch.no_grad():
+            weights = probe.masks.parameters(probe.model)
+            scores = {}
+            for name, weight in weights.items():
+                kept = weight.detach().abs() * probe.masks[name].to(weight.device)
+                places = _places(kept.flatten(1).sum(1, dtype=torch.float64))
+                shape = (-1, *[1] * (weight.dim() - 1))
+                scores[name] = places.view(shape).expand(weight.shape)
+            scores[name] = scores[name] + 1
+            return {n: score.contiguous() for n, score in scores.items()}
+
+
+def _places(norms: Tensor) -> Tensor:
+    """Return the place of each norm among all, from 0 to below 1; NaN stays NaN."""
+    order = norms.argsort(stable=True)
+    places = torch.arange(len(norms), dtype=norms.dtype, device=norms.device) / max(len(norms), 1)
+    found = torch.empty_like(norms).scatter_(0, order, places)
+    return torch.where(norms.isnan(), norms, found)

@@ -1,0 +1,50 @@
+"""LAMP: layer-adaptive magnitude."""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from lit_prune.criterion import Criterion
+from lit_prune.errors import LitPruneError
+from lit_prune.probe import Probe
+
+__all__ = ["LAMP"]
+
+
+@dataclass(frozen=True)
+class LAMP(Criterion):
+    r"""Layer-adaptive magnitude, :math:`w_u^2 / \sum_{v \ge u} w_v^2`.
+
+    The sum runs over the weights of the layer that are not smaller. Source: Lee et al. 2021,
+    "Layer-adaptive sparsity for the magnitude-based pruning", arXiv 2010.07611, eq. 2. The largest
+    weight of every layer scores exactly 1 and every other at most 1/2, so that no layer dies while
+    one connection each fits. Computed in float64 by a cumulative sum from the largest down; the
+    official code subtracts one in float32 from the total, and its largest scores are not 1. Among
+    equal weights of a layer the order is that of a stable sort.
+    """
+
+    def __call__(self, probe: Probe) -> dict[str, Tensor]:
+        """Return the scores in float64; neither data nor generator is used.
+
+        Raises:
+            LitPruneError: the kept weights of a layer are all zero, so that its scores are 0/0.
+        """
+        with torch.no_grad():
+            weights = probe.masks.parameters(probe.model)
+            return {
+                name: _scores(name, w.detach(), probe.masks[name]) for name, w in weights.items()
+            }
+
+
+def _scores(name: str, weight: Tensor, mask: Tensor) -> Tensor:
+    kept = weight.double().masked_fill(~mask.to(weight.device), 0)
+    if not mask.any():
+        return kept
+    largest = kept.abs().amax()
+    if not bool(largest > 0) and not bool(largest.isnan()):
+        raise LitPruneError(f"LAMP: the weights of {name} are all zero, its scores would be 0/0")
+    # Scaled, so that no square under- or overflows.
+    squares, order = (kept / largest).square_().flatten().sort(stable=True)
+    tails = squares.flip(0).cumsum(0).flip(0)
+    return torch.empty_like(squares).scatter_(0, order, squares / tails).view_as(weight)

@@ -1,0 +1,103 @@
+"""Wanda: weights and activations."""
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from lit_prune.criterion import Criterion
+from lit_prune.errors import LitPruneError
+from lit_prune.probe import Probe
+
+__all__ = ["Wanda"]
+
+
+@dataclass(frozen=True)
+class Wanda(Criterion):
+    r"""Weights by activations, :math:`|w_{ij}| \, \|x_j\|_2`, compared inside each output.
+
+    :math:`\|x_j\|_2` is the norm of what enters by input j over all batches, tokens and positions,
+    in eval mode; for convolutions j is an input channel and a kernel tap. Source: Sun et al. 2024,
+    "A simple and effective pruning approach for large language models", arXiv 2306.11695, eq. 1.
+    The paper ranks the inputs of each output unit by themselves, so that all units lose the same
+    share: the score is the place among them, of 0 to 1. The paper prunes layer after layer, each
+    on the activations of the pruned layers before it; here all activations are those of the network
+    as pruned so far, and ``rounds`` come closer.
+
+    Args:
+        per_output: compare inside each output unit; False gives the plain product, for quotas.
+    """
+
+    per_output: bool = True
+
+    def __call__(self, probe: Probe) -> dict[str, Tensor]:
+        """Return the scores in the network as pruned so far; the loss is only run, not used.
+
+        Raises:
+            LitPruneError: the probe has no batches.
+        """
+        with probe.masked() as model, torch.no_grad():
+            model.eval()
+            weights = probe.masks.parameters(model)
+            sums = {name: torch.zeros_like(weight) for name, weight in weights.items()}
+            with torch._C._AutoDispatchBelowAutograd(), _Inputs(weights, sums):
+                count = sum(1 for batch in probe.batches if probe.loss(model, batch) is not None)
+            if not count:
+                raise LitPruneError("Wanda needs training data: pass batches=")
+            scores = {name: w.detach().abs() * sums[name].sqrt() for name, w in weights.items()}
+        return {n: _places(s) for n, s in scores.items()} if self.per_output else scores
+
+
+def _places(scores: Tensor) -> Tensor:
+    """Return the place of every score among those of its output unit, from 1/n to 1."""
+    rows = scores.flatten(1)
+    if not rows.numel():
+        return scores
+    places = torch.arange(1, rows.shape[1] + 1, device=rows.device, dtype=rows.dtype)
+    order = rows.argsort(dim=1, stable=True)
+    found = torch.empty_like(rows).scatter_(1, order, (places / rows.shape[1]).expand_as(rows))
+    return found.view(scores.shape)
+
+
+class _Inputs(TorchDispatchMode):
+    """Adds up the squares of what enters each weight, as layers pass the dispatcher."""
+
+    def __init__(self, weights: dict[str, torch.nn.Parameter], sums: dict[str, Tensor]) -> None:
+        super().__init__()
+        self._sums = {w.untyped_storage().data_ptr(): sums[name] for name, w in weights.items()}
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        if func is torch.ops.aten.linear.default:
+            if (part := self._part(args[1])) is not None:
+                part += args[0].square().flatten(0, -2).sum(0)
+        elif func is torch.ops.aten.convolution.default:
+            if (part := self._part(args[1])) is not None:
+                part += _seen_by_taps(func(*args, **kwargs), args)
+        elif func.has_kernel_for_dispatch_key(torch._C.DispatchKey.CompositeImplicitAutograd):
+            with self:
+                return func.decompose(*args, **kwargs)
+        return func(*args, **kwargs)
+
+    def _part(self, weight: Tensor) -> Tensor | None:
+        """Return the sums of ``weight``, which may be some rows of a parameter."""
+        sums = self._sums.get(weight.untyped_storage().data_ptr())
+        if sums is None or sums.shape == weight.shape:
+            return sums
+        start = int(weight.storage_offset()) // weight.stride(0)
+        return sums[start : start + weight.shape[0]]
+
+
+def _seen_by_taps(output: Tensor, args: Any) -> Tensor:
+    """Return, for every weight of a convolution, the sum of the squares that it is multiplied by.
+
+    It is the gradient of the sum of the same convolution of the squares.
+    """
+    x, weight, _, stride, padding, dilation, transposed, output_padding, groups = args
+    _, found, _ = torch.ops.aten.convolution_backward(
+        *(torch.ones_like(output), x.square(), weight, None, stride, padding, dilation, transposed),
+        *(output_padding, groups, [False, True, False]),
+    )
+    return found

@@ -1,0 +1,63 @@
+"""Quotas taken from a criterion."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from torch import Size
+
+from lit_prune.criterion import Criterion, QuotaLike
+from lit_prune.errors import LitPruneError
+from lit_prune.masks import Masks
+from lit_prune.quotas.quota import Pruned, Quota
+
+__all__ = ["FromCriterion"]
+
+
+@dataclass(frozen=True)
+class FromCriterion(Quota):
+    """The layer counts of another criterion's masks: random/snip is ``Random`` with these.
+
+    ``criterion`` prunes the same network to the same total, from the same seed, in its own number
+    of rounds, and each layer keeps as many connections as there. Source: Frankle et al. 2021,
+    "Pruning neural networks at initialization: why are we missing the mark?", arXiv 2009.08576;
+    as the quotas random/snip and random/synflow in arXiv 2107.02306. Reaches every total.
+
+    Args:
+        criterion: whose counts to take; what it needs (data, an example) must be given.
+    """
+
+    criterion: Criterion
+
+    def __call__(self, shapes: dict[str, Size], keep: int) -> dict[str, int]:
+        """Not possible without a network.
+
+        Raises:
+            LitPruneError: always; ``prune`` and ``MaskManager`` bind the quota to their network.
+        """
+        name = type(self.criterion).__name__
+        raise LitPruneError(
+            f"FromCriterion({name}) needs a network: pass it to prune or MaskManager"
+        )
+
+    def bound(self, pruned: Pruned) -> QuotaLike:
+        """Return the quota of one network."""
+        regrows = self.criterion.regrows
+        return _OfMasks(type(self.criterion).__name__, pruned(self.criterion), regrows)
+
+
+@dataclass(frozen=True, eq=False)
+class _OfMasks:
+    """The layer counts of the masks of any total."""
+
+    name: str
+    masks_of: Callable[[int], Masks]
+    regrows: bool
+
+    def __call__(self, shapes: dict[str, Size], keep: int) -> dict[str, int]:
+        masks = self.masks_of(keep)
+        if masks.kept != keep:
+            raise LitPruneError(
+                f"no quota can be taken from {self.name}: its masks keep {masks.kept} connections "
+                f"where {keep} are asked for"
+            )
+        return {row.name: row.kept for row in masks.layers()}
