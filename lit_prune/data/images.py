@@ -29,6 +29,7 @@ class ImagesInMemory(LightningDataModule, ABC):
         flip: mirror training images left to right at random.
         crop: shift training images by up to so many pixels each way at random.
         rotate: turn training images by up to so many degrees either way at random.
+        reflect: shifted images are mirrored at their borders instead of black there.
     """
 
     num_classes: int = 10
@@ -41,6 +42,7 @@ class ImagesInMemory(LightningDataModule, ABC):
         flip: bool = False,
         crop: int = 0,
         rotate: float = 0.0,
+        reflect: bool = False,
     ) -> None:
         super().__init__()
         _require(batch_size >= 1, f"data.batch_size={batch_size} is out of range: at least 1")
@@ -53,7 +55,7 @@ class ImagesInMemory(LightningDataModule, ABC):
         self.batch_size = batch_size
         self.val_fraction = val_fraction
         self.channels = channels
-        self.augmentation = Augmentation(flip, crop, rotate)
+        self.augmentation = Augmentation(flip, crop, rotate, reflect)
         self._splits: dict[str, Images] = {}
         self._seed: int | None = None
         self._agreed = False

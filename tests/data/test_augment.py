@@ -25,6 +25,7 @@ CHANGES = {
     "flip": Augmentation(flip=True),
     "crop": Augmentation(crop=2),
     "rotate": Augmentation(rotate=20.0),
+    "mirrored": Augmentation(crop=2, reflect=True),
     "all": Augmentation(flip=True, crop=2, rotate=20.0),
 }
 
@@ -40,14 +41,15 @@ def test_each_image_is_flipped_or_not():
     assert 70 < choices[True] < 130
 
 
+@pytest.mark.parametrize("reflect", [False, True])
 @pytest.mark.parametrize("padding", [1, 3])
-def test_each_image_is_a_window_of_its_padded_self(padding):
+def test_each_image_is_a_window_of_its_padded_self(padding, reflect):
     batch = images(count=40 * (2 * padding + 1) ** 2, channels=2)
-    changed = cropped(batch, padding, source())
+    changed = cropped(batch, padding, source(), reflect)
     choices = Counter()
     offsets = list(product(range(2 * padding + 1), repeat=2))
     for before, after in zip(batch, changed, strict=True):
-        padded = reference.pad(before, [padding])
+        padded = reference.pad(before, [padding], padding_mode="reflect" if reflect else "constant")
         found = [
             (top, left)
             for top, left in offsets
