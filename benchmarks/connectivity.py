@@ -16,6 +16,7 @@ import warnings
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
+from importlib import import_module
 from pathlib import Path
 
 import torch
@@ -186,10 +187,28 @@ def _peak(name: str, what: str) -> float:
         "masks": lambda: connectivity.effective(masks),
         "target": lambda: bench.target(connectivity, wanted),
     }
+    return _rise(runs[what])
+
+
+def peak_of(module: str, maker: str) -> float:
+    """Return by how many bytes memory rises while the function runs that ``maker`` makes.
+
+    In a process of its own, so that no memory is at hand that was used before.
+    """
+    context = multiprocessing.get_context("spawn")
+    with context.Pool(1) as pool:
+        return pool.apply(_peak_of, (module, maker))
+
+
+def _peak_of(module: str, maker: str) -> float:
+    return _rise(getattr(import_module(module), maker)())
+
+
+def _rise(run: Callable[[], object]) -> float:
     # Linux: forget the peak so far.
     Path("/proc/self/clear_refs").write_text("5")
     before = _status("VmRSS")
-    runs[what]()
+    run()
     return _status("VmHWM") - before
 
 

@@ -1,5 +1,6 @@
 """The k largest of many numbers, against a plain sort by (value, place)."""
 
+import math
 from unittest import mock
 
 import numpy as np
@@ -9,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from lit_prune import selection
-from lit_prune.selection import at_least, count, kth_largest, larger, largest, ordered
+from lit_prune.selection import at_least, count, kth_largest, larger, largest, ordered, rising
 
 LIMIT = 1 << 17  # above it a sample brackets the selection
 
@@ -370,3 +371,21 @@ def test_ties_favour_no_part(count):
     parts = [torch.zeros(1000) for _ in range(count)]
     kept = [int(mark.sum()) for mark in largest(parts, 300 * count)]
     assert max(abs(k - 300) for k in kept) < 4.5 * np.sqrt(1000 * 0.3 * 0.7)
+
+
+@given(
+    st.lists(st.floats(0, 1e30, width=32), max_size=40),
+    st.sampled_from([torch.float32, torch.float64]),
+)
+def test_rising_numbers_come_with_their_places_and_ties_in_order(numbers, dtype):
+    given = torch.tensor([*numbers, *numbers[:5], -0.0, 0.0], dtype=dtype)
+    values, places = rising(given)
+    order = sorted(range(len(given)), key=lambda i: (float(given[i]), i))
+    assert places.tolist() == order
+    assert values.tolist() == [float(given[i]) for i in order]
+
+
+def test_nan_comes_last_among_rising_numbers():
+    values, places = rising(torch.tensor([2.0, math.nan, 1.0]))
+    assert places.tolist() == [2, 0, 1]
+    assert math.isnan(values[-1])

@@ -8,6 +8,7 @@ from torch import Tensor
 from lit_prune.criterion import Criterion
 from lit_prune.errors import LitPruneError
 from lit_prune.probe import Probe
+from lit_prune.selection import rising
 
 __all__ = ["LAMP"]
 
@@ -38,13 +39,14 @@ class LAMP(Criterion):
 
 
 def _scores(name: str, weight: Tensor, mask: Tensor) -> Tensor:
-    kept = weight.double().masked_fill(~mask.to(weight.device), 0)
-    if not mask.any():
-        return kept
-    largest = kept.abs().amax()
-    if not bool(largest > 0) and not bool(largest.isnan()):
+    kept = weight.abs().masked_fill(~mask.to(weight.device), 0).flatten()
+    kept = kept if kept.dtype in (torch.float32, torch.float64) else kept.float()
+    values, places = rising(kept)
+    if not bool(mask.any()):
+        return torch.zeros(weight.shape, dtype=torch.float64, device=weight.device)
+    if (largest := float(values[-1])) == 0:
         raise LitPruneError(f"LAMP: the weights of {name} are all zero, its scores would be 0/0")
     # Scaled, so that no square under- or overflows.
-    squares, order = (kept / largest).square_().flatten().sort(stable=True)
+    squares = values.double().div_(largest).square_()
     tails = squares.flip(0).cumsum(0).flip(0)
-    return torch.empty_like(squares).scatter_(0, order, squares / tails).view_as(weight)
+    return torch.empty_like(squares).scatter_(0, places, squares.div_(tails)).view(weight.shape)
