@@ -4,6 +4,8 @@ recognition")."""
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from lit_prune.backbones.initialisation import he_initialise
+
 __all__ = ["LeNet5", "LeNet300100"]
 
 
@@ -27,7 +29,11 @@ class LeNet300100(nn.Module):
         self.bn2 = nn.BatchNorm1d(100) if batch_norm else nn.Identity()
         self.fc3 = nn.Linear(100, num_classes)
         self.bn3 = nn.BatchNorm1d(num_classes) if batch_norm else nn.Identity()
-        self.apply(_initialise)
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        """Draw all parameters anew: He normal weights, zero biases, fresh norms."""
+        he_initialise(self)
 
     def forward(self, x: Tensor) -> Tensor:
         """Return logits (N, num_classes) of images (N, ...) with ``in_features`` values each."""
@@ -46,30 +52,36 @@ class LeNet5(nn.Module):
     Args:
         num_classes: the number of outputs.
         in_channels: the number of input channels, 1 for grey images.
+        batch_norm: normalise after every layer, the logits included, as in the code of arXiv
+            2107.02306; all others before their ReLU.
     """
 
-    def __init__(self, num_classes: int = 10, in_channels: int = 1) -> None:
+    def __init__(
+        self, num_classes: int = 10, in_channels: int = 1, batch_norm: bool = False
+    ) -> None:
         super().__init__()
         self.conv1 = nn.Conv2d(in_channels, 6, 5)
+        self.bn1 = nn.BatchNorm2d(6) if batch_norm else nn.Identity()
         self.conv2 = nn.Conv2d(6, 16, 5)
+        self.bn2 = nn.BatchNorm2d(16) if batch_norm else nn.Identity()
         self.fc1 = nn.Linear(16 * 5 * 5, 120)
+        self.bn3 = nn.BatchNorm1d(120) if batch_norm else nn.Identity()
         self.fc2 = nn.Linear(120, 84)
+        self.bn4 = nn.BatchNorm1d(84) if batch_norm else nn.Identity()
         self.fc3 = nn.Linear(84, num_classes)
-        self.apply(_initialise)
+        self.bn5 = nn.BatchNorm1d(num_classes) if batch_norm else nn.Identity()
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        """Draw all parameters anew: He normal weights, zero biases, fresh norms."""
+        he_initialise(self)
 
     def forward(self, x: Tensor) -> Tensor:
         """Return logits (N, num_classes) of images (N, in_channels, H, W), H and W at most 32."""
-        x = F.avg_pool2d(F.relu(self.conv1(_padded(x, 32))), 2)
-        x = F.avg_pool2d(F.relu(self.conv2(x)), 2)
-        x = F.relu(self.fc1(x.flatten(1)))
-        return self.fc3(F.relu(self.fc2(x)))
-
-
-def _initialise(module: nn.Module) -> None:
-    """Draw weights for ReLU networks (He et al. 2015, arXiv 1502.01852); biases start at zero."""
-    if isinstance(module, nn.Linear | nn.Conv2d):
-        nn.init.kaiming_normal_(module.weight)
-        nn.init.zeros_(module.bias)  # type: ignore[arg-type]
+        x = F.avg_pool2d(F.relu(self.bn1(self.conv1(_padded(x, 32)))), 2)
+        x = F.avg_pool2d(F.relu(self.bn2(self.conv2(x))), 2)
+        x = F.relu(self.bn3(self.fc1(x.flatten(1))))
+        return self.bn5(self.fc3(F.relu(self.bn4(self.fc2(x)))))
 
 
 def _padded(x: Tensor, size: int) -> Tensor:

@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from torch import nn
 
 from lit_prune import Masks, prunable
 from lit_prune.backbones import LeNet5, LeNet300100
@@ -31,11 +32,14 @@ def test_lenet_5_has_61470_prunable_connections():
     assert sum(p.numel() for p in LeNet5().parameters()) == 61_706
 
 
-def test_batch_norm_adds_no_prunable_connection():
-    model = LeNet300100(batch_norm=True)
-    assert _counts(model) == _counts(LeNet300100())
-    assert {"bn1.running_mean", "bn2.running_var"} <= set(model.state_dict())
-    assert not any(name.startswith("bn") for name in LeNet300100().state_dict())
+@pytest.mark.parametrize(("kind", "norms"), [(LeNet300100, 3), (LeNet5, 5)])
+def test_batch_norm_adds_no_prunable_connection(kind, norms):
+    model = kind(batch_norm=True)
+    assert _counts(model) == _counts(kind())
+    found = {n for n in model.state_dict() if n.endswith("running_mean")}
+    assert found == {f"bn{number}.running_mean" for number in range(1, norms + 1)}
+    assert not any(name.startswith("bn") for name in kind().state_dict())
+    assert model(torch.randn(4, 1, 28, 28)).mean(0).abs().max() < 1e-5  # the logits, too
 
 
 @pytest.mark.parametrize("shape", [(4, 1, 28, 28), (4, 28, 28), (4, 784)])
@@ -79,3 +83,28 @@ def test_every_output_depends_on_every_layer(model):
     model(x).pow(2).sum().backward()
     for name, weight in prunable(model).items():
         assert weight.grad.abs().sum() > 0, name
+
+
+LAYERS = {
+    LeNet300100: lambda: [nn.Linear(784, 300), nn.Linear(300, 100), nn.Linear(100, 10)],
+    LeNet5: lambda: [
+        nn.Conv2d(1, 6, 5),
+        nn.Conv2d(6, 16, 5),
+        nn.Linear(400, 120),
+        nn.Linear(120, 84),
+        nn.Linear(84, 10),
+    ],
+}
+
+
+@pytest.mark.parametrize("kind", list(LAYERS))
+def test_weights_are_drawn_layer_by_layer_after_pytorchs_own(kind):
+    # The accuracies that the documents quote hang on these values.
+    torch.manual_seed(7)
+    model = kind()
+    torch.manual_seed(7)
+    layers = LAYERS[kind]()
+    for layer in layers:
+        nn.init.kaiming_normal_(layer.weight)
+    for weight, layer in zip(prunable(model).values(), layers, strict=True):
+        assert torch.equal(weight, layer.weight)
