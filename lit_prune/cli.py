@@ -51,7 +51,10 @@ _CLASSES = {
     "model.backbone": members(backbones.__name__, backbones.__path__, nn.Module),
     "model.optimizer": {n: c for n, c in vars(torch.optim).items() if isinstance(c, type)},
     "data": members(data.__name__, data.__path__, LightningDataModule),
-    "pruning.criterion": members(criteria.__name__, criteria.__path__, criteria.Criterion),
+    **dict.fromkeys(
+        ("pruning.criterion", "pruning.criterion.criterion", "pruning.quota.criterion"),
+        members(criteria.__name__, criteria.__path__, criteria.Criterion),
+    ),
     "pruning.quota": members(quotas.__name__, quotas.__path__, quotas.Quota),
     "pruning.schedule": members(schedules.__name__, schedules.__path__, schedules.Schedule),
 }

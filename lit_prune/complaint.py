@@ -8,6 +8,12 @@ from lit_prune.errors import did_you_mean
 
 __all__ = ["complaint"]
 
+_NESTED = re.compile(
+    r"Problem with given class_path '[\w.]+':\s*Parser key \"([\w.]+)\":\s*?"
+    r"(\s*(?:- Expected a (?:path|dot)|Problem with given class_path).*?)(?:\n\s*- Type |\Z)",
+    re.DOTALL,
+)
+
 
 def complaint(
     message: str,
@@ -25,6 +31,10 @@ def complaint(
     """
     keys = sorted(keys)
     key = found[1] if (found := re.search(r'Parser key "([\w.]+)"', message)) else ""
+    if found := _NESTED.search(message):
+        # An argument of a class that is named itself: say what is wrong inside.
+        inner = f'Parser key "{key}.{found[1]}":{found[2]}'
+        return complaint(inner, keys, classes, arguments_of)
     if found := re.match(r"unrecognized arguments: (\S+)", message):
         name = found[1].lstrip("-").partition("=")[0]
         return f"unknown option {found[1]!r}{did_you_mean(name, keys)}"

@@ -90,11 +90,14 @@ class Ranking:
         """Return the ranking with the elements of each layer taken from ``places``.
 
         Args:
-            places: a permutation of the flat indices of each layer, which leaves alone what is not
-                ranked.
+            places: a permutation of the flat indices of each layer.
         """
-        taken = {n: s.flatten()[places[n]].view(s.shape) for n, s in self._scores.items()}
-        return Ranking(taken, self.quota, self.among)
+
+        def taken(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+            return {n: x.flatten()[places[n]].view(x.shape) for n, x in tensors.items()}
+
+        among = None if self.among is None else Masks(taken(self.among))
+        return Ranking(taken(self._scores), self.quota, among)
 
     @property
     def scores(self) -> dict[str, Tensor]:

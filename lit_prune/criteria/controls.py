@@ -50,12 +50,16 @@ class Shuffled(_Control):
     """The final masks of another criterion, permuted at random inside each layer.
 
     Layers keep as many connections as before, at other places. A method whose networks train as
-    well when shuffled has found layer densities, and no connections. Source: Frankle et al. 2021,
-    "Pruning neural networks at initialization: why are we missing the mark?", arXiv 2009.08576,
-    section 5, and Su et al. 2020, "Sanity-checking pruning methods", arXiv 2009.11094.
+    well when shuffled has found layer densities, and no connections. One permutation a layer is
+    drawn for a prune, and the criterion itself prunes all its rounds undisturbed, so that masks
+    nest as before. An effective target is met by the shuffled masks.
 
-    One permutation a layer is drawn for a prune, and the criterion itself prunes all its rounds
-    undisturbed, so that masks nest as before. An effective target is met by the shuffled masks.
+    Source: Frankle et al. 2021, "Pruning neural networks at initialization: why are we missing the
+    mark?", arXiv 2009.08576, section 5.
+
+    Needs: what the criterion needs.
+
+    Departs: in nothing.
 
     Args:
         criterion: whose masks to permute.
@@ -76,8 +80,14 @@ class Shuffled(_Control):
 class Inverted(_Control):
     """What another criterion values least: in every round its lowest scores are kept.
 
-    If a criterion's order means anything, this is much worse than random. Source: Frankle et al.
-    2021, arXiv 2009.08576, section 6.
+    If a criterion's order means anything, this is much worse than random.
+
+    Source: Frankle et al. 2021, "Pruning neural networks at initialization: why are we missing the
+    mark?", arXiv 2009.08576, section 6.
+
+    Needs: what the criterion needs.
+
+    Departs: in nothing.
 
     Args:
         criterion: whose scores to negate.
@@ -94,8 +104,14 @@ class SameQuotaRandom(Criterion):
 
     Its masks have the distribution of those of :class:`Shuffled`, since a permuted mask is a random
     one with its count; but nothing of the criterion's masks is used besides the counts, and a quota
-    that is given takes their place. Source: arXiv 2107.02306 (random/snip, random/synflow) and
+    that is given takes their place.
+
+    Source: Su et al. 2020, "Sanity-checking pruning methods: random tickets can win the jackpot",
     arXiv 2009.11094.
+
+    Needs: what the criterion needs.
+
+    Departs: in nothing.
 
     Args:
         criterion: whose counts to take.

@@ -18,11 +18,16 @@ class FORCE(Criterion):
 
     w is the weight of the dense network and the gradient that of the network as pruned so far, so
     that a removed connection has a score as well and may come back: every round ranks all
-    connections again. Source: de Jorge et al. 2021, "Progressive skeletonization: trimming more fat
-    from a network at initialization", arXiv 2006.09081, eq. 4 and algorithm 1, with exponential
-    decay and 60 rounds. Their Iter SNIP is ``SNIP`` in rounds. The code thresholds, which keeps
-    every tie; here counts are exact. With an effective target it prunes anew at every count tried,
-    since its masks do not nest.
+    connections again. The number kept falls exponentially over 60 rounds. An effective target is
+    met by pruning anew, since these masks do not nest. The paper's Iter SNIP is ``SNIP`` in rounds.
+
+    Source: de Jorge et al. 2021, "Progressive skeletonization: trimming more fat from a network at
+    initialization", arXiv 2006.09081, eq. 4 and algorithm 1.
+
+    Needs: batches, fresh ones in every round.
+
+    Departs: the code keeps all that reach a threshold, ties included, and so everything once the
+    threshold is zero; here counts are exact.
     """
 
     rounds: ClassVar[int] = 60

@@ -20,12 +20,18 @@ __all__ = ["GraSP"]
 class GraSP(Criterion):
     r"""Gradient signal preservation, :math:`w \, (H g)` with gradient g and Hessian H of the loss.
 
+    To first order, removing a connection lowers the squared norm of the gradient by twice its
+    score: the highest are kept. Logits are divided by ``temperature`` before the loss. Gradient and
+    Hessian are means over the batches, of the network as pruned so far and in its mode.
+
     Source: Wang et al. 2020, "Picking winning tickets before training by preserving gradient flow",
-    arXiv 2002.07376, eq. 8 and algorithm 1, whose score is the negative of this one and whose
-    highest are removed. Logits are divided by ``temperature`` before the loss. Where a connection
-    keeps its sign, removing it lowers the norm of the gradient: the highest are kept. Gradient and
-    Hessian are means over the batches, of the network as pruned so far and in its mode; the
-    normalisation by the sum in later codes does not change the order and is left out.
+    arXiv 2002.07376, eq. 8 and algorithm 1.
+
+    Needs: batches.
+
+    Departs: the paper's score is the negative of this one, and its highest are removed. The
+    normalisation by the sum in later codes does not change the order and is left out; so are the
+    paper's balanced classes in the batches.
 
     Args:
         temperature: above 0; the paper's code has 200.

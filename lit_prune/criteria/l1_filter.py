@@ -16,13 +16,18 @@ __all__ = ["L1Filter"]
 class L1Filter(Criterion):
     r"""Whole filters by their L1 norm, :math:`\sum_i |w_{oi}|`, the same share of every layer.
 
-    A filter is all that enters one output channel or unit (an index of the first dimension).
-    Source: Li et al. 2017, "Pruning filters for efficient convnets", arXiv 1608.08710, section 3.1;
-    the baseline of arXiv 2301.05219. The score is the filter's place among those of its layer, of 0
-    to below 1, so that without a quota all layers lose the same share of filters and none loses its
-    last one first. The last layer in registration order, whose units are the outputs, scores above
-    all others. Codes spare the first layer too: pass ``exclude``. A count that would cut a filter
-    is rounded up to whole filters, and a warning says so.
+    A filter is all that enters one output channel or unit (an index of the first dimension). The
+    score is the filter's place among those of its layer, of 0 to below 1, so that without a quota
+    all layers lose the same share of filters and none loses its last one first. The last layer in
+    registration order, whose units are the outputs, scores above all others. A count that would cut
+    a filter is rounded up to whole filters, and a warning says so.
+
+    Source: Li et al. 2017, "Pruning filters for efficient convnets", arXiv 1608.08710, section 3.1.
+
+    Needs: nothing; weights that are trained, to be worth it.
+
+    Departs: the codes of arXiv 2301.05219 spare the first layer too, and all but the first
+    convolution of each residual block: pass ``exclude``. Nothing is rebuilt as a smaller network.
     """
 
     whole_filters: ClassVar[bool] = True

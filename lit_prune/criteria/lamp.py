@@ -17,12 +17,17 @@ __all__ = ["LAMP"]
 class LAMP(Criterion):
     r"""Layer-adaptive magnitude, :math:`w_u^2 / \sum_{v \ge u} w_v^2`.
 
-    The sum runs over the weights of the layer that are not smaller. Source: Lee et al. 2021,
-    "Layer-adaptive sparsity for the magnitude-based pruning", arXiv 2010.07611, eq. 2. The largest
-    weight of every layer scores exactly 1 and every other at most 1/2, so that no layer dies while
-    one connection each fits. Computed in float64 by a cumulative sum from the largest down; the
-    official code subtracts one in float32 from the total, and its largest scores are not 1. Among
-    equal weights of a layer the order is that of a stable sort.
+    The sum runs over the weights of the layer that are not smaller; among equal ones, those at
+    later places count as larger. The largest weight of every layer scores exactly 1 and every other
+    at most 1/2, so that no layer dies while one connection each fits.
+
+    Source: Lee et al. 2021, "Layer-adaptive sparsity for the magnitude-based pruning", arXiv
+    2010.07611, eq. 2.
+
+    Needs: nothing; weights that are trained, to be worth it.
+
+    Departs: computed in float64 by a cumulative sum from the largest down. The code subtracts a
+    cumulative sum in float32 from the total, and its largest scores are not 1.
     """
 
     def __call__(self, probe: Probe) -> dict[str, Tensor]:

@@ -15,8 +15,13 @@ __all__ = ["Random"]
 class Random(Criterion):
     """Scores drawn uniformly from [0, 1).
 
-    With a quota this is layerwise random pruning, whose ratios make the method (Liu et al. 2022,
-    "The unreasonable effectiveness of random pruning", arXiv 2202.02643).
+    With a quota this is layerwise random pruning, whose ratios make the method.
+
+    Source: Liu et al. 2022, "The unreasonable effectiveness of random pruning", arXiv 2202.02643.
+
+    Needs: nothing.
+
+    Departs: counts are exact, where some codes draw every connection by itself.
     """
 
     def __call__(self, probe: Probe) -> dict[str, Tensor]:

@@ -16,12 +16,18 @@ __all__ = ["SNIP", "mean_gradients"]
 class SNIP(Criterion):
     r"""Connection sensitivity, :math:`|w \, \partial L / \partial w|`.
 
-    Source: Lee et al. 2019, "SNIP: single-shot network pruning based on connection sensitivity",
-    arXiv 1810.02340, eq. 5; their normalisation by the sum does not change the order and is left
-    out. The gradient is the mean over the batches, taken before the absolute value. The network
-    is scored in the mode that it is in: a network in training mode uses batch statistics. In
+    The gradient is the mean over the batches, taken before the absolute value. The network is
+    scored in the mode that it is in: a network in training mode uses batch statistics. In
     ``rounds`` it is iterative SNIP (arXiv 2006.09081 and 2107.02306, which takes 300), where a
     removed connection never returns.
+
+    Source: Lee et al. 2019, "SNIP: single-shot network pruning based on connection sensitivity",
+    arXiv 1810.02340, eq. 5.
+
+    Needs: batches.
+
+    Departs: the normalisation by the sum does not change the order and is left out. The code of
+    arXiv 2107.02306 swaps the arguments of the loss; here it is the cross-entropy.
     """
 
     def __call__(self, probe: Probe) -> dict[str, Tensor]:

@@ -16,11 +16,17 @@ __all__ = ["Taylor"]
 class Taylor(Criterion):
     r"""First-order importance, the mean over batches of :math:`(w \, \partial L / \partial w)^2`.
 
-    The squared change of the loss when the connection is removed, to first order. Source: Molchanov
-    et al. 2019, "Importance estimation for neural network pruning", arXiv 1906.10771, eq. 8. The
-    square is taken batch by batch, before the mean, where SNIP takes the absolute value after it;
-    with one batch the two have the same order. The paper sums over the weights of a filter; here
-    every connection stands by itself. Meant for trained networks.
+    The squared change of the loss when the connection is removed, to first order. The square is
+    taken batch by batch, before the mean, where SNIP takes the absolute value after it; with one
+    batch the two have the same order. Meant for trained networks.
+
+    Source: Molchanov et al. 2019, "Importance estimation for neural network pruning", arXiv
+    1906.10771, eq. 8.
+
+    Needs: batches.
+
+    Departs: the paper removes whole filters, summed over their weights; here every connection
+    stands by itself.
     """
 
     def __call__(self, probe: Probe) -> dict[str, Tensor]:

@@ -19,12 +19,18 @@ class Wanda(Criterion):
     r"""Weights by activations, :math:`|w_{ij}| \, \|x_j\|_2`, compared inside each output.
 
     :math:`\|x_j\|_2` is the norm of what enters by input j over all batches, tokens and positions,
-    in eval mode; for convolutions j is an input channel and a kernel tap. Source: Sun et al. 2024,
-    "A simple and effective pruning approach for large language models", arXiv 2306.11695, eq. 1.
-    The paper ranks the inputs of each output unit by themselves, so that all units lose the same
-    share: the score is the place among them, of 0 to 1. The paper prunes layer after layer, each
-    on the activations of the pruned layers before it; here all activations are those of the network
-    as pruned so far, and ``rounds`` come closer.
+    in eval mode; for convolutions j is an input channel and a kernel tap. The inputs of each output
+    unit are ranked by themselves, so that all units lose the same share: the score is the place
+    among them, of 0 to 1. Meant for trained networks.
+
+    Source: Sun et al. 2024, "A simple and effective pruning approach for large language models",
+    arXiv 2306.11695, eq. 1.
+
+    Needs: batches.
+
+    Departs: the code prunes layer after layer, each on the activations of the pruned layers before
+    it; here all activations are those of the network as pruned so far, and ``rounds`` come closer.
+    The paper has linear layers only.
 
     Args:
         per_output: compare inside each output unit; False gives the plain product, for quotas.

@@ -14,9 +14,14 @@ __all__ = ["ERKPlus"]
 class ERKPlus(Quota):
     """ERK in all layers but the last, which is dense.
 
+    A nearly empty classifier costs more than it saves. Last is meant in registration order.
+
     Source: Liu et al. 2022, "The unreasonable effectiveness of random pruning", arXiv 2202.02643,
-    section 3.1: a nearly empty classifier costs more than it saves. Last is meant in registration
-    order. Reaches every total that holds the last layer.
+    section 3.1.
+
+    Reaches: totals from the last layer.
+
+    Departs: in nothing.
     """
 
     def __call__(self, shapes: dict[str, Size], keep: int) -> dict[str, int]:

@@ -18,9 +18,15 @@ class FromCriterion(Quota):
     """The layer counts of another criterion's masks: random/snip is ``Random`` with these.
 
     ``criterion`` prunes the same network to the same total, from the same seed, in its own number
-    of rounds, and each layer keeps as many connections as there. Source: Frankle et al. 2021,
-    "Pruning neural networks at initialization: why are we missing the mark?", arXiv 2009.08576;
-    as the quotas random/snip and random/synflow in arXiv 2107.02306. Reaches every total.
+    of rounds, and each layer keeps as many connections as there.
+
+    Source: Vysogorets and Kempe 2021, "Connectivity matters", arXiv 2107.02306 (random/snip,
+    random/synflow).
+
+    Reaches: every total.
+
+    Departs: the code prunes anew at every step of an effective target's search; here one run of the
+    criterion ranks all its counts.
 
     Args:
         criterion: whose counts to take; what it needs (data, an example) must be given.

@@ -15,8 +15,13 @@ class IGQ(Quota):
 
     .. math:: s_l = 1 - \frac{1}{F n_l + 1}, \quad \sum_l n_l s_l = S N
 
-    with sparsity :math:`s_l` and size :math:`n_l`; F is solved for the total. Source: Vysogorets
-    and Kempe 2021, "Connectivity matters", arXiv 2107.02306. Reaches every total.
+    with sparsity :math:`s_l` and size :math:`n_l`; F is solved for the total.
+
+    Source: Vysogorets and Kempe 2021, "Connectivity matters", arXiv 2107.02306.
+
+    Reaches: every total.
+
+    Departs: counts sum to the total exactly; the code bisects F until it is nearly met.
     """
 
     def __call__(self, shapes: dict[str, Size], keep: int) -> dict[str, int]:

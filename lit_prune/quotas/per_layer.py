@@ -19,8 +19,13 @@ class PerLayer(Quota):
     r"""Densities that you name, in proportion: :math:`d_l = \min(1, \lambda \delta_l)`.
 
     The factor :math:`\lambda` is solved for the total, so that densities whose counts sum to the
-    target are taken as they are, and for any other target their proportions are. Reaches every
-    total that layers of density above 0 hold.
+    target are taken as they are, and for any other target their proportions are.
+
+    Source: none; densities that a paper or a person lists.
+
+    Reaches: totals that the layers of a density above 0 hold.
+
+    Departs: in nothing.
 
     Args:
         densities: name pattern (``fnmatch``) -> density of 0 to 1; a layer goes by the first that

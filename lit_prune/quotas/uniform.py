@@ -14,7 +14,11 @@ __all__ = ["Uniform"]
 class Uniform(Quota):
     """Every layer keeps the same share: density d for all.
 
-    Source: Zhu and Gupta 2017, "To prune, or not to prune", arXiv 1710.01878. Reaches every total.
+    Source: Zhu and Gupta 2017, "To prune, or not to prune", arXiv 1710.01878.
+
+    Reaches: every total.
+
+    Departs: in nothing.
     """
 
     def __call__(self, shapes: dict[str, Size], keep: int) -> dict[str, int]:

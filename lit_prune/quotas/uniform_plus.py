@@ -14,10 +14,17 @@ __all__ = ["UniformPlus"]
 class UniformPlus(Quota):
     """Uniform, with a dense first layer if it is a convolution and at least 20 % of the last.
 
+    First and last are meant in registration order. On an MLP only the rule of the last layer holds,
+    as in LAMP's code (arXiv 2010.07611). What the two spared layers take, the others give, all at
+    one density.
+
     Source: Gale et al. 2019, "The state of sparsity in deep neural networks", arXiv 1902.09574,
-    section 5; first and last are meant in registration order. On an MLP only the rule of the last
-    layer holds, as in LAMP's code (arXiv 2010.07611). What the two spared layers take, the others
-    give, all at one density; the code of arXiv 2107.02306 may ask for more than a layer has.
+    section 5.
+
+    Reaches: totals from the first layer plus a fifth of the last.
+
+    Departs: the code of arXiv 2107.02306 may ask for more than a layer has; here no layer exceeds
+    its size.
     """
 
     def __call__(self, shapes: dict[str, Size], keep: int) -> dict[str, int]:
