@@ -11,16 +11,20 @@ from lit_prune.probe import Probe
 
 __all__ = ["L1Filter"]
 
+# Above the places of all filters, those of the last layer included, which lie between 1 and 2.
+_BEST = 3.0
+
 
 @dataclass(frozen=True)
 class L1Filter(Criterion):
     r"""Whole filters by their L1 norm, :math:`\sum_i |w_{oi}|`, the same share of every layer.
 
     A filter is all that enters one output channel or unit (an index of the first dimension). The
-    score is the filter's place among those of its layer, of 0 to below 1, so that without a quota
-    all layers lose the same share of filters and none loses its last one first. The last layer in
-    registration order, whose units are the outputs, scores above all others. A count that would cut
-    a filter is rounded up to whole filters, and a warning says so.
+    score is the filter's place among those of its layer, from 1/n to 1 for n filters, so that
+    without a quota all layers lose the same share. The last layer in registration order, whose
+    units are the outputs, scores above all other layers, and the best filter of every layer above
+    everything. A count that would cut a filter is rounded up to whole filters, and a warning says
+    so.
 
     Source: Li et al. 2017, "Pruning filters for efficient convnets", arXiv 1608.08710, section 3.1.
 
@@ -47,8 +51,9 @@ class L1Filter(Criterion):
 
 
 def _places(norms: Tensor) -> Tensor:
-    """Return the place of each norm among all, from 0 to below 1; NaN stays NaN."""
+    """Return the place of each norm among all, from 1/n up; NaN stays NaN."""
     order = norms.argsort(stable=True)
-    places = torch.arange(len(norms), dtype=norms.dtype, device=norms.device) / max(len(norms), 1)
+    places = torch.arange(1, len(norms) + 1, dtype=norms.dtype, device=norms.device) / len(norms)
+    places[-1:] = _BEST
     found = torch.empty_like(norms).scatter_(0, order, places)
     return torch.where(norms.isnan(), norms, found)
