@@ -33,8 +33,8 @@ def complaint(
     key = found[1] if (found := re.search(r'Parser key "([\w.]+)"', message)) else ""
     if found := _NESTED.search(message):
         # An argument of a class that is named itself: say what is wrong inside.
-        inner = f'Parser key "{key}.{found[1]}":{found[2]}'
-        return complaint(inner, keys, classes, arguments_of)
+        nested = f'Parser key "{key}.{found[1]}":{found[2]}'
+        return complaint(nested, keys, classes, arguments_of)
     if found := re.match(r"unrecognized arguments: (\S+)", message):
         name = found[1].lstrip("-").partition("=")[0]
         return f"unknown option {found[1]!r}{did_you_mean(name, keys)}"

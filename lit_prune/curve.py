@@ -9,6 +9,7 @@ import io
 import math
 import os
 import shlex
+import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from glob import escape
@@ -28,7 +29,13 @@ from lit_prune.callbacks.training_batches import TrainingBatches
 from lit_prune.cli import MISTAKES, TrainCLI, parsed, quiet, require_fit
 from lit_prune.connectivity import Connectivity
 from lit_prune.criterion import CriterionLike, QuotaLike
-from lit_prune.errors import LitPruneError, QuotaOutOfRange, did_you_mean, first_line
+from lit_prune.errors import (
+    LitPruneError,
+    LitPruneWarning,
+    QuotaOutOfRange,
+    did_you_mean,
+    first_line,
+)
 from lit_prune.files import write_whole
 from lit_prune.masks import Masks
 from lit_prune.probe import Probe
@@ -344,10 +351,19 @@ def _rows(network: _Network, plan: Plan) -> Iterator[Row]:
     with tqdm(total=work, unit="round", leave=False, disable=None) as bar:
         for name, quota in product(plan.criteria, plan.quotas):
             bar.set_description(f"{name}, {quota}")
-            for keep in reached[quota]:
-                steps = network.rounds(dense, scored[name], plan.quotas[quota], keep, rounds[name])
-                masks = last(_counted(steps, bar), dense)
-                yield _row(name, quota, network.seed, masks, connectivity.effective(masks))
+            try:
+                for keep in reached[quota]:
+                    steps = network.rounds(
+                        dense, scored[name], plan.quotas[quota], keep, rounds[name]
+                    )
+                    masks = last(_counted(steps, bar), dense)
+                    yield _row(name, quota, network.seed, masks, connectivity.effective(masks))
+            except LitPruneError as error:
+                if quota == GLOBAL:
+                    raise
+                # Some criteria go with no quota, and all others with many.
+                text = f"{name} by {quota} is left out: {first_line(error)}"
+                warnings.warn_explicit(text, LitPruneWarning, "lit_prune", 0)
 
 
 def _row(criterion: str, quota: str, seed: int, masks: Masks, effective: Masks) -> Row:

@@ -21,6 +21,7 @@ from torch import nn
 from lit_prune import Masks, Target, cli, curve
 from lit_prune.__main__ import main
 from lit_prune.curve import GRID, Row, draw
+from lit_prune.errors import LitPruneWarning
 from lit_prune.module import LitClassifier
 from lit_prune.quotas import IGQ, Uniform
 
@@ -437,3 +438,16 @@ def test_the_package_is_a_program():
     command = [sys.executable, "-m", "lit_prune"]
     helped = subprocess.run([*command, "--help"], capture_output=True, text=True, check=True)
     assert "curve" in helped.stdout
+
+
+def test_a_pair_that_does_not_go_together_is_left_out_with_a_warning(tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(sys, "argv", ["lit_prune"])
+    asked = "--criteria PHEW Random --quotas ERK --compressions 10x"
+    out = tmp_path / "curve"
+    with pytest.warns(LitPruneWarning, match="PHEW by ERK is left out: PHEW's walks decide"):
+        code = main(["curve", *QUICKSTART, *asked.split(), "--out", str(out)])
+    assert code == 0
+    pairs = {tuple(line.split(",")[:2]) for line in (out / "curve.csv").read_text().splitlines()}
+    assert pairs - {("criterion", "quota")} == {
+        *(("PHEW", "global"), ("Random", "global"), ("Random", "ERK"))
+    }

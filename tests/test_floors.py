@@ -15,7 +15,7 @@ FLOORS = [
         *("errors", "files", "names", "prunable", "masks", "probe", "criterion", "shelf"),
         *("selection", "weights"),
     },
-    {"ranking", "quotas", "backbones", "connectivity"},
+    {"ranking", "quotas", "backbones", "connectivity", "kernel_allocation"},
     {"criteria"},
     {"prune", "search", "targets", "schedules", "measure"},
     {"callbacks", "module", "data"},
