@@ -15,7 +15,7 @@ FLOORS = [
         *("errors", "files", "names", "prunable", "masks", "probe", "criterion", "shelf"),
         *("selection", "weights"),
     },
-    {"ranking", "quotas", "backbones", "connectivity", "kernel_allocation"},
+    {"ranking", "quotas", "backbones", "connectivity", "kernel_allocation", "linear_paths"},
     {"criteria"},
     {"prune", "search", "targets", "schedules", "measure"},
     {"callbacks", "module", "data"},

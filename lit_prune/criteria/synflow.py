@@ -1,17 +1,17 @@
 """SynFlow: iterative synaptic flow, without data."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import chain
 from typing import Any, ClassVar
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.overrides import TorchFunctionMode
 
 from lit_prune.criterion import Criterion
 from lit_prune.errors import LitPruneError, NonFiniteScores
+from lit_prune.linear_paths import LinearPaths
 from lit_prune.probe import Probe
 
 __all__ = ["SynFlow"]
@@ -24,16 +24,37 @@ _SAFE = {torch.float32: (1e-18, 1e30), torch.float64: (0.0, 1e300)}
 class SynFlow(Criterion):
     r"""Synaptic flow, :math:`w \, \partial R / \partial w` with :math:`R = 1^T \prod_l |W_l| \, 1`.
 
-    Source: Tanaka et al. 2020, "Pruning neural networks without any data by iteratively conserving
-    synaptic flow", arXiv 2006.05467, eq. 1 and algorithm 1. ``R`` is the output's sum for an input
-    of ones, with weights in absolute value, no biases, and norms and activations as the identity.
-    The official code keeps the norms (in eval mode) and their shifts; the paper's formula, which
-    is followed here, has none. Softmax attention is left as it is: its queries and keys only steer,
-    and get no flow.
+    ``R`` is the output's sum for an input of ones, with weights in absolute value, no biases, and
+    norms and activations as the identity. The paper has chains of layers, and shortcuts; for other
+    networks the flow is kept linear in each path, so that the input is its only source and every
+    cut through the network carries ``R``, by these choices of ours:
+
+    - As in ``lit_prune.connectivity``, a path runs through any operand: products, quotients and
+      differences of flows pass their sum. So flows through gates are not multiplied, which grows
+      doubly exponentially over time steps, and ``1 - z`` turns none negative.
+    - What does not depend on the input, such as a position embedding or a class token, is no
+      source: added to a flow or joined to it, it counts as zero. As a factor (a layer scale) it
+      stays one, in absolute value; one of zero stops the flow.
+    - A sum of products of flows (``matmul``, ``einsum``, computed kernels) passes their mean, since
+      softmax averages over keys and a dot product is as large as it is long. Softmax itself is the
+      identity over any dimension. So every head of an attention, whatever its masks, passes
+      ``out[i] = mean_j v[j] + mean_f q[i, f] + mean_jf k[j, f]``, with keys j and features f:
+      queries and keys have flow, too.
+    - Recurrent layers of PyTorch, whose weights are not prunable, pass their input's mean.
+    - Dropout, ``detach`` and ``no_grad`` let everything through. Pools stay what they are.
 
     The flow is computed in float32, and again in float64 where float32 might over- or underflow:
     where the largest activation of any layer, or the scale of its gradients, lies outside of
-    1e-18 ... 1e30.
+    1e-18 ... 1e30. The flow of a recurrent cell grows by the same factor in every time step, and
+    beyond 1e300 it is an error.
+
+    Source: Tanaka et al. 2020, "Pruning neural networks without any data by iteratively conserving
+    synaptic flow", arXiv 2006.05467, eq. 1 and algorithm 1.
+
+    Needs: an example input of floating point, of which only the shape matters.
+
+    Departs: the official code keeps the norms (in eval mode) and their shifts; the paper's formula,
+    which is followed here, has none.
     """
 
     rounds: ClassVar[int] = 100
@@ -42,7 +63,8 @@ class SynFlow(Criterion):
         """Return the synaptic flow through every connection; it only needs an input's shape.
 
         Raises:
-            LitPruneError: the flow overflows float64, or the input is not of floating point.
+            LitPruneError: the flow overflows float64, the input is not of floating point, or no
+                output depends on it.
             NonFiniteScores: a weight is NaN or infinite; its layer is named.
         """
         ones = tuple(torch.ones_like(x) for x in probe.inputs())
@@ -77,13 +99,18 @@ def _gradients(
     tensors = [t for t in chain(model.parameters(), model.buffers()) if t.is_floating_point()]
     originals = [tensor.data for tensor in tensors]
     is_double = any(original.dtype == torch.float64 for original in originals)
+    for tensor in tensors:
+        tensor.requires_grad_(False)
+    # What depends on neither these nor the input is a constant.
+    for weight in weights:
+        weight.requires_grad_(True)
     for dtype in (torch.float64,) if is_double else _SAFE:
         for tensor, original in zip(tensors, originals, strict=True):
             tensor.data = original.to(dtype)
-        for weight in weights:
-            weight.requires_grad_(True)
-        with _LinearPaths() as paths:
-            flow = _sum(model(*(x.to(dtype) for x in ones)))
+        inputs = [torch.ones_like(x, dtype=dtype, requires_grad=True).clone() for x in ones]
+        with LinearPaths(inputs) as paths, _default_type(dtype):
+            outputs = model(*inputs)
+        flow = _sum([x for x in _tensors(outputs) if paths.carries(x)])
         gradients = torch.autograd.grad(flow, weights, allow_unused=True, materialize_grads=True)
         largest = torch.stack([flow.detach(), *paths.largest])
         if _is_safe(largest, weights, *_SAFE[dtype]):
@@ -91,6 +118,17 @@ def _gradients(
     if not bool((largest < _SAFE[dtype][1]).all()):
         raise LitPruneError(f"the synaptic flow of this network overflows float64 ({flow:g})")
     return gradients
+
+
+@contextmanager
+def _default_type(dtype: torch.dtype) -> Iterator[None]:
+    """Let the network make its constants in this type, such as the first state of a cell."""
+    before = torch.get_default_dtype()
+    torch.set_default_dtype(dtype)
+    try:
+        yield
+    finally:
+        torch.set_default_dtype(before)
 
 
 def _is_safe(largest: Tensor, weights: list[nn.Parameter], low: float, high: float) -> bool:
@@ -112,53 +150,18 @@ def _owned(gradients: Sequence[Tensor]) -> Sequence[Tensor]:
     return [g.clone() if shared or not g.is_contiguous() else g for g in gradients]
 
 
-def _sum(output: Any) -> Tensor:
-    """Sum all floating point tensors of a model's output, however nested."""
-    if isinstance(output, Tensor):
-        return output.sum() if output.is_floating_point() else torch.zeros(())
-    parts = output.values() if isinstance(output, Mapping) else output
-    return torch.stack([_sum(part) for part in parts if part is not None]).sum()
+def _sum(flows: list[Tensor]) -> Tensor:
+    if not flows:
+        raise LitPruneError("no output of the network depends on its input, so nothing flows")
+    return torch.stack([flow.sum() for flow in flows]).sum()
 
 
-class _LinearPaths(TorchFunctionMode):
-    """Norms and elementwise activations hand on their input, in modules and functions alike.
-
-    Notes the largest output of every linear layer and convolution.
-    """
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.largest: list[Tensor] = []
-
-    def __torch_function__(
-        self, function: Any, types: Any, args: Any = (), kwargs: Any = None
-    ) -> Any:
-        kwargs = kwargs or {}
-        data = args[0] if args else kwargs.get("input")
-        if function in _IDENTITIES or (function in _SOFTMAX and data.dim() <= 2):
-            return data
-        output = function(*args, **kwargs)
-        if function in _LAYERS and output.numel():
-            self.largest.append(output.detach().amax())
-        return output
-
-
-_LAYERS = {
-    F.linear,
-    *(getattr(F, f"conv{n}d") for n in (1, 2, 3)),
-    *(getattr(F, f"conv_transpose{n}d") for n in (1, 2, 3)),
-}
-_NAMES = (
-    "batch_norm layer_norm group_norm instance_norm rms_norm local_response_norm celu elu gelu "
-    "hardsigmoid hardswish hardtanh leaky_relu log_sigmoid logsigmoid log_softmax mish prelu relu "
-    "relu6 rrelu selu sigmoid silu softplus softsign tanh tanhshrink softshrink hardshrink"
-)
-# Of logits (N, classes) it is an activation; of more dimensions it is part of an attention.
-_SOFTMAX = {F.softmax, torch.softmax, Tensor.softmax}
-_IDENTITIES = {
-    getattr(home, name + ending)
-    for home in (F, torch, Tensor)
-    for name in _NAMES.split()
-    for ending in ("", "_")
-    if hasattr(home, name + ending)
-}
+def _tensors(outputs: Any) -> Iterator[Tensor]:
+    """Yield all floating point tensors of a model's output, however nested."""
+    if isinstance(outputs, Tensor):
+        if outputs.is_floating_point():
+            yield outputs
+        return
+    for part in outputs.values() if isinstance(outputs, Mapping) else outputs:
+        if part is not None:
+            yield from _tensors(part)
