@@ -98,7 +98,7 @@ class Probe:
             return (self.example,)
         if self.example:
             shape = [n for n in self.example if isinstance(n, int)]
-            return (torch.ones(shape),) if shape else tuple(self.example)  # type: ignore[arg-type]
+            return (self._ones(shape),) if shape else tuple(self.example)  # type: ignore[arg-type]
         for batch in self.batches:
             first = batch[0] if isinstance(batch, list | tuple) else batch
             if not isinstance(first, Tensor):
@@ -106,6 +106,11 @@ class Probe:
                 raise LitPruneError(f"the first batch holds a {kind}, no input: pass example=")
             return (first,)
         raise LitPruneError("this criterion needs an example input: pass example= or batches=")
+
+    def _ones(self, shape: list[int]) -> Tensor:
+        """Return ones in the type of the model's numbers."""
+        kinds = [p.dtype for p in self.model.parameters() if p.is_floating_point()]
+        return torch.ones(shape, dtype=kinds[0] if kinds else None)
 
 
 @contextmanager

@@ -592,6 +592,12 @@ def test_a_probe_finds_one_input(example, shapes):
     assert [tuple(x.shape) for x in probe.inputs()] == shapes
 
 
+def test_an_example_by_its_shape_is_in_the_type_of_the_model():
+    model = nn.Linear(3, 2).double()
+    (found,) = Probe(model, Masks.dense(model), example=(1, 3)).inputs()
+    assert found.dtype == torch.float64
+
+
 def test_a_probe_without_example_and_batches_says_what_to_pass():
     with pytest.raises(LitPruneError, match="pass example= or batches="):
         Probe(small(), Masks.dense(small())).inputs()

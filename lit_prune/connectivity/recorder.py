@@ -53,7 +53,8 @@ def record(model: nn.Module, inputs: tuple[Any, ...], weights: dict[str, nn.Para
         given = tree_map_only(Tensor, lambda x: aliases[id(x)], inputs)
         with recorder:
             result = _run(model, given)
-        ends = {recorder.signal(x) for x in _tensors(result)} - {None}
+        ends = dict.fromkeys(recorder.signal(x) for x in _tensors(result))
+        ends.pop(None, None)
     recorder.require_read()
     if not ends:
         raise LitPruneError(

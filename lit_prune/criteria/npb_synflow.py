@@ -25,8 +25,8 @@ class NPBSynFlow(Criterion):
     these masks do not nest.
 
     This is the first form of node-path balancing, by its public code, since its text could not be
-    consulted: of 100 rounds, those with ``round % every == 0`` and ``round + 1 <= until`` are random,
-    the first (round 0) among them.
+    consulted: of 100 rounds, those with ``round % every == 0`` and ``round + 1 <= until`` are
+    random, the first (round 0) among them.
 
     Source: Pham et al. 2023, "Towards data-agnostic pruning at initialization: what makes a good
     sparse mask?", in its first form, an ICLR 2023 submission.
