@@ -15,6 +15,7 @@ from lit_prune.connectivity.bools import any_along
 from lit_prune.connectivity.flow import Flow
 from lit_prune.connectivity.layers import Conv, Layer
 from lit_prune.connectivity.recorder import record
+from lit_prune.connectivity.walks import Walker
 from lit_prune.connectivity.wiring import Signal
 from lit_prune.errors import LitPruneError, MasksMismatch, NonFiniteScores
 from lit_prune.masks import Masks
@@ -195,6 +196,20 @@ class Connectivity:
         starts = sum(self._input_units(x, v) for x, v in flow.at_inputs.items() if v is not None)
         inner = {n: sum(int(u.sum()) for u in found.values()) for n, found in entering.items()}
         return {"input": starts, **inner, "output": ends}
+
+    def walker(self, weights: Mapping[str, Tensor], masks: Masks, kernels: bool = False) -> Walker:
+        """Return random walks along the connections of ``masks``, biased by ``weights``.
+
+        They are the same at both resolutions; :class:`~lit_prune.connectivity.walks.Walker` says
+        how they go.
+
+        Raises:
+            MasksMismatch: the weights or the masks are of another model.
+            NonFiniteScores: a weight is NaN or infinite.
+        """
+        self._require_known(weights)
+        self._require_known(masks)
+        return Walker(self._wiring, weights, masks, kernels)
 
     def _input_units(self, source: Signal, values: Tensor) -> int:
         """Count channels where convolutions take the input, and elements else."""
