@@ -39,8 +39,9 @@ from lit_prune.errors import (
 from lit_prune.files import write_whole
 from lit_prune.masks import Masks
 from lit_prune.probe import Probe
-from lit_prune.prune import last, prune_by_rounds, rounds_of
+from lit_prune.prune import prune_by_rounds
 from lit_prune.run import RunFolder
+from lit_prune.spine import last, rounds_of
 from lit_prune.targets import Target
 
 if TYPE_CHECKING:

@@ -11,7 +11,7 @@ from lit_prune.errors import LitPruneError, MasksMismatch, NonFiniteScores
 from lit_prune.masks import Masks
 from lit_prune.selection import largest, ordered
 
-__all__ = ["Floor", "Ranking", "floor_count", "least_kept", "require_floor"]
+__all__ = ["Floor", "Ranking", "floor_count", "least_kept", "rearranged", "require_floor"]
 
 Floor = int | str
 
@@ -92,12 +92,8 @@ class Ranking:
         Args:
             places: a permutation of the flat indices of each layer.
         """
-
-        def taken(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-            return {n: x.flatten()[places[n]].view(x.shape) for n, x in tensors.items()}
-
-        among = None if self.among is None else Masks(taken(self.among))
-        return Ranking(taken(self._scores), self.quota, among)
+        among = None if self.among is None else Masks(rearranged(self.among, places))
+        return Ranking(rearranged(self._scores, places), self.quota, among)
 
     @property
     def scores(self) -> dict[str, Tensor]:
@@ -193,6 +189,11 @@ class Ranking:
             n: mark & part.view(-1, *[1] * (mark.dim() - 1))
             for (n, mark), part in zip(ranked.items(), parts, strict=True)
         }
+
+
+def rearranged(tensors: Mapping[str, Tensor], places: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Return every tensor with its elements taken from ``places``, flat indices of its layer."""
+    return {n: x.flatten()[places[n].to(x.device)].view(x.shape) for n, x in tensors.items()}
 
 
 def floor_count(floor: Floor, total: int) -> int:

@@ -17,7 +17,7 @@ FLOORS = [
     },
     {"ranking", "quotas", "backbones", "connectivity", "kernel_allocation", "linear_paths"},
     {"criteria"},
-    {"prune", "search", "targets", "schedules", "measure"},
+    {"prune", "spine", "search", "targets", "schedules", "measure"},
     {"callbacks", "module", "data"},
     {"cli", "complaint", "curve", "run", "report", "__main__"},
 ]

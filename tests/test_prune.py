@@ -14,8 +14,9 @@ from lit_prune import Connectivity, LitPruneError, Masks, Probe, Target, prune
 from lit_prune.connectivity import UnsupportedOp
 from lit_prune.criteria import SNIP, Criterion, Magnitude, Random, SynFlow
 from lit_prune.errors import MasksMismatch, NonFiniteScores, QuotaOutOfRange
-from lit_prune.prune import budgets, prune_by_rounds
+from lit_prune.prune import prune_by_rounds
 from lit_prune.quotas import ERK, IGQ, Uniform, UniformPlus
+from lit_prune.spine import budgets
 
 pytestmark = pytest.mark.filterwarnings("ignore::lit_prune.errors.TargetMissed")
 

@@ -15,10 +15,11 @@ from lit_prune import Connectivity, LitPruneError, Masks, Ranking, Target, prune
 from lit_prune.backbones import LeNet300100
 from lit_prune.criteria import SNIP, Magnitude, Random, SynFlow
 from lit_prune.errors import QuotaOutOfRange, TargetMissed
-from lit_prune.prune import last, prune_by_rounds
+from lit_prune.prune import prune_by_rounds
 from lit_prune.quotas import ERK, IGQ, Uniform, UniformPlus
 from lit_prune.quotas.quota import apportion
 from lit_prune.search import Trail, first_enough, walk_back
+from lit_prune.spine import last
 
 pytestmark = pytest.mark.filterwarnings("ignore::lit_prune.errors.TargetMissed")
 

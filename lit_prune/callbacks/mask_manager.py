@@ -21,10 +21,11 @@ from lit_prune.masks import Masks, bits_of, zero_pruned_
 from lit_prune.measure import Measurement, measure, unmeasured
 from lit_prune.probe import Example, Loss, Probe
 from lit_prune.prunable import Patterns
-from lit_prune.prune import Search, budgets, last, prune_by_rounds, require_life, rounds_of
+from lit_prune.prune import Search, prune_by_rounds, require_life
 from lit_prune.quotas import Quota
 from lit_prune.schedules import Schedule
 from lit_prune.schedules.at_init import AtInit
+from lit_prune.spine import budgets, last, rounds_of
 from lit_prune.targets import Target
 from lit_prune.weights import reinitialise
 
