@@ -4,6 +4,7 @@ from collections.abc import Iterable
 from difflib import get_close_matches
 
 __all__ = [
+    "FloorOutOfRange",
     "LitPruneError",
     "LitPruneWarning",
     "MasksMismatch",
@@ -22,6 +23,10 @@ class LitPruneError(ValueError):
 
 class NonFiniteScores(LitPruneError):
     """A criterion scored a connection NaN or infinite, so nothing can be ranked."""
+
+
+class FloorOutOfRange(LitPruneError):
+    """Not enough connections are to be kept for the floor of every layer."""
 
 
 class QuotaOutOfRange(LitPruneError):

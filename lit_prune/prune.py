@@ -9,7 +9,7 @@ from torch import nn
 
 from lit_prune.connectivity import Connectivity
 from lit_prune.criterion import CriterionLike, QuotaLike
-from lit_prune.errors import LitPruneError, LitPruneWarning, TargetMissed
+from lit_prune.errors import FloorOutOfRange, LitPruneError, LitPruneWarning, TargetMissed
 from lit_prune.masks import Masks
 from lit_prune.probe import Example, Loss, cross_entropy, default_generator
 from lit_prune.prunable import Patterns
@@ -144,6 +144,7 @@ def prune_by_rounds(
     spine = Spine(model, criterion, data, loss or cross_entropy, example, generator)
     spine = spine.ready(masks, keep, quota, floor)
     number = rounds_of(criterion, rounds)
+    spine.require_nesting(number)
     needs_paths = keep < masks.total and (target.measure == "effective" or prune_ineffective)
     connectivity = spine.connectivity(masks) if needs_paths else None
     if target.measure == "direct" or keep == masks.total:
@@ -162,6 +163,9 @@ def prune_by_rounds(
         yield masks
     if prune_ineffective and connectivity is not None:
         yield connectivity.effective(masks)
+    if spine.places is not None:
+        # The rearrangement drew from a copy; a generator that goes on gives another next time.
+        torch.rand((), generator=generator)
 
 
 def _searched(
@@ -169,6 +173,7 @@ def _searched(
 ) -> Generator[Masks, None, Found]:
     """Yield the masks on the way to an effective target, and return what was found."""
     if keep == 0:
+        require_floor(spine.floor, dense, 0)
         nothing = Masks({name: torch.zeros_like(mask) for name, mask in dense.items()})
         return Found(nothing, 0)
     start = least_reachable(spine.quota, dense, max(keep, least_kept(spine.floor, dense)))
@@ -183,7 +188,11 @@ def _searched(
             yield found.masks
     elif number == 1:
         _, ranking = next(spine.rounds(dense, start, 1))
-        found = first_enough(connectivity, ranking, keep, low=start - 1)
+        try:
+            found = first_enough(connectivity, ranking, keep, low=start - 1)
+        except FloorOutOfRange:
+            require_floor(spine.floor, dense, keep)
+            raise
     else:
         trail, before = Trail(dense, spine.quota), dense
         for masks, ranking in spine.rounds(dense, start, number):

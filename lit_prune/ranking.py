@@ -1,15 +1,15 @@
 """Ranking: one total order over all prunable connections, globally or inside each layer."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from fractions import Fraction
 
 import torch
 from torch import Tensor
 
 from lit_prune.criterion import QuotaLike
-from lit_prune.errors import LitPruneError, MasksMismatch, NonFiniteScores
+from lit_prune.errors import FloorOutOfRange, LitPruneError, MasksMismatch, NonFiniteScores
 from lit_prune.masks import Masks
-from lit_prune.selection import largest, ordered
+from lit_prune.selection import count, largest, ordered
 
 __all__ = ["Floor", "Ranking", "floor_count", "least_kept", "rearranged", "require_floor"]
 
@@ -62,8 +62,8 @@ class Ranking:
         self.among = among
         sizes = (score.numel() for score in scores.values())
         self.total: int = sum(sizes) if among is None else among.kept
-        self._floor = floor
         self._whole_filters = whole_filters
+        self._floor, self._reserved = floor, 0
         if floor is not None:
             self._raise_floor(floor)
 
@@ -76,8 +76,8 @@ class Ranking:
         """
         if not 0 <= k <= self.total:
             raise LitPruneError(f"cannot keep {k} of {self.total} connections")
-        if self._floor is not None:
-            _require_floor(self._floor, self._numel(), list(self._sizes().values()), k)
+        if k < self._reserved:
+            raise _too_few(self._floor, self._reserved, len(self._scores), k, self._reserves)
         if self.quota is None:
             return Masks(self._first(list(self._scores), k))
         counts = _checked(self.quota(self._shapes(), k), self._sizes(), k)
@@ -150,12 +150,22 @@ class Ranking:
         """Put the best of each layer above all others."""
         if self.quota is not None:
             raise LitPruneError("a floor and a quota both fix what a layer keeps: give one of them")
-        least = floor_count(floor, self._numel())
-        for name, size in self._sizes().items():
-            first = self._first([name], min(least, size))[name]
+        firsts = self._firsts(floor_count(floor, self._numel()))
+        self._reserved = count(list(firsts.values()))
+        for name, first in firsts.items():
             score = self._scores[name]
             score = score if score.is_floating_point() else score.double()
             self._scores[name] = score.masked_fill(first, torch.inf)
+
+    def _firsts(self, least: int) -> dict[str, Tensor]:
+        """Return the ``least`` best of each layer, or all that it has."""
+        firsts: dict[str, Tensor] = {}
+        for name, size in self._sizes().items():
+            firsts |= self._first([name], min(least, size))
+        return firsts
+
+    def _reserves(self, least: int) -> int:
+        return count(list(self._firsts(least).values()))
 
     def _first(self, names: list[str], k: int) -> dict[str, Tensor]:
         """Return the first ``k`` connections of the layers ``names``, ranked together."""
@@ -175,7 +185,7 @@ class Ranking:
         sizes = torch.cat([mark.flatten(1).sum(1) for mark in ranked.values()])
         best = torch.cat(
             [
-                self._scores[n].masked_fill(~mark, _least(self._scores[n].dtype)).flatten(1).amax(1)
+                _best_of_rows(self._scores[n].masked_fill(~mark, _least(self._scores[n].dtype)))
                 for n, mark in ranked.items()
             ]
         )
@@ -238,25 +248,35 @@ def require_floor(floor: Floor | None, masks: Masks, keep: int) -> None:
     """Check that ``keep`` connections of ``masks`` are enough for the floor of every layer.
 
     Raises:
-        LitPruneError: they are not; the largest floor that they are enough for is named.
+        FloorOutOfRange: they are not; the largest floor that they are enough for is named.
     """
-    if floor is not None:
-        _require_floor(floor, masks.total, [row.kept for row in masks.layers()], keep)
+    sizes = [row.kept for row in masks.layers()]
+
+    def reserves(least: int) -> int:
+        return sum(min(least, size) for size in sizes)
+
+    if (wanted := least_kept(floor, masks)) > keep:
+        raise _too_few(floor, wanted, len(sizes), keep, reserves)
 
 
-def _require_floor(floor: Floor, total: int, sizes: list[int], keep: int) -> None:
-    least = floor_count(floor, total)
-    if (wanted := sum(min(least, size) for size in sizes)) <= keep:
-        return
-    low, high = 0, least
+def _too_few(
+    floor: Floor | None, wanted: int, layers: int, keep: int, reserves: Callable[[int], int]
+) -> FloorOutOfRange:
+    """Say which floor would do, where ``reserves(m)`` is what a floor of m keeps at least."""
+    low, high = 0, keep + 1
     while high - low > 1:
         middle = (low + high) // 2
-        is_feasible = sum(min(middle, size) for size in sizes) <= keep
-        low, high = (middle, high) if is_feasible else (low, middle)
-    raise LitPruneError(
-        f"floor={floor} keeps at least {wanted} connections in {len(sizes)} layers, but {keep} are "
+        low, high = (middle, high) if reserves(middle) <= keep else (low, middle)
+    return FloorOutOfRange(
+        f"floor={floor} keeps at least {wanted} connections in {layers} layers, but {keep} are "
         f"to be kept; the largest floor for that is {low}"
     )
+
+
+def _best_of_rows(scores: Tensor) -> Tensor:
+    """Return the highest score of each filter; one of nothing has none."""
+    rows = scores.flatten(1)
+    return rows.amax(1) if rows.shape[1] else rows.new_full(rows.shape[:1], _least(rows.dtype))
 
 
 def _least(dtype: torch.dtype) -> float | int:

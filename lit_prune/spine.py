@@ -57,8 +57,8 @@ class Spine:
         places = None
         if (rearrange := getattr(self.criterion, "places", None)) is not None:
             # A source of its own, so that the criterion draws the same numbers without this.
-            apart = torch.Generator().manual_seed(self.generator.initial_seed() ^ _APART)
-            places = rearrange(masks, apart)
+            seed = int(torch.randint(2**62, (), generator=_copy(self.generator)))
+            places = rearrange(masks, torch.Generator().manual_seed(seed ^ _APART))
         return replace(self, quota=chosen, floor=floor, places=places)
 
     @property
@@ -66,6 +66,20 @@ class Spine:
         """Whether the masks of a smaller count lie in those of a larger one, one by one."""
         odd = ("regrows", "whole_filters")
         return not any(getattr(x, a, False) for x in (self.criterion, self.quota) for a in odd)
+
+    def require_nesting(self, rounds: int) -> None:
+        """Check that a quota can be followed in so many rounds.
+
+        Raises:
+            LitPruneError: its counts may rise in a layer as they fall in all, so that what one
+                round leaves may not be enough for the next.
+        """
+        rises = getattr(self.quota, "regrows", False)
+        if rises and rounds > 1 and not getattr(self.criterion, "regrows", False):
+            raise LitPruneError(
+                f"the quota is taken from a criterion whose connections return, and goes with one "
+                f"round only, not with rounds={rounds}"
+            )
 
     def rounds(self, masks: Masks, keep: int, number: int) -> Iterator[tuple[Masks, Ranking]]:
         """Yield the masks after each round, and the ranking that it went by."""
@@ -153,12 +167,10 @@ class _Others:
         return pruned
 
     def _pruner(self, criterion: CriterionLike) -> Callable[[int], Masks]:
-        seed = self.spine.generator.initial_seed()
-        number = rounds_of(criterion, None)
+        number, start = rounds_of(criterion, None), _copy(self.spine.generator)
 
         def ready(k: int) -> Spine:
-            generator = torch.Generator().manual_seed(seed)
-            spine = replace(self.spine, criterion=criterion, generator=generator)
+            spine = replace(self.spine, criterion=criterion, generator=_copy(start))
             return spine.ready(self.masks, k)
 
         def anew(k: int) -> Masks:
@@ -171,6 +183,13 @@ class _Others:
             trail.add(before, masks, ranking)
             before = masks
         return trail.keep
+
+
+def _copy(generator: torch.Generator) -> torch.Generator:
+    """Return a generator that draws what ``generator`` would draw next."""
+    copy = torch.Generator().manual_seed(generator.initial_seed())
+    copy.set_state(generator.get_state())
+    return copy
 
 
 def shapes_of(masks: Masks) -> dict[str, Size]:

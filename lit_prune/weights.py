@@ -65,15 +65,15 @@ def reinitialise(model: nn.Module, seed: int) -> None:
     Raises:
         LitPruneError: a parameter belongs to no module that knows how to draw it.
     """
-    drawn: set[int] = set()
+    before = {name: p._version for name, p in model.named_parameters()}
     with same_random_state(seed ^ _FRESH), torch.no_grad():
         for module in reversed(list(model.modules())):
             for name in ("_reset_parameters", "reset_parameters"):
                 if callable(draw := getattr(module, name, None)):
                     draw()
-                    drawn |= {id(parameter) for parameter in module.parameters()}
     for name, parameter in model.named_parameters():
-        if id(parameter) not in drawn:
+        # Writing counts it up.
+        if parameter._version == before[name]:
             raise LitPruneError(
                 f"{plain_name(name)} cannot be drawn anew: no module around it has a method "
                 "reset_parameters()"

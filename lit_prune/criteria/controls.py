@@ -23,26 +23,27 @@ class _Control(Criterion):
     @property
     def rounds(self) -> int:  # type: ignore[override]
         """The rounds of the criterion."""
-        return self.criterion.rounds
+        return getattr(self.criterion, "rounds", 1)
 
     @property
     def regrows(self) -> bool:  # type: ignore[override]
         """Whether the criterion's removed connections may return."""
-        return self.criterion.regrows
+        return getattr(self.criterion, "regrows", False)
 
     @property
     def whole_filters(self) -> bool:  # type: ignore[override]
         """Whether the criterion keeps whole filters, before they are shuffled."""
-        return self.criterion.whole_filters
+        return getattr(self.criterion, "whole_filters", False)
 
     @property
     def quota(self) -> QuotaLike | None:
         """The quota of the criterion."""
-        return self.criterion.quota
+        return getattr(self.criterion, "quota", None)
 
     def places(self, masks: Masks, generator: torch.Generator) -> dict[str, Tensor] | None:
         """Return what the criterion itself rearranges, which mostly is nothing."""
-        return self.criterion.places(masks, generator)
+        own = getattr(self.criterion, "places", None)
+        return None if own is None else own(masks, generator)
 
 
 @dataclass(frozen=True)
@@ -71,7 +72,7 @@ class Shuffled(_Control):
 
     def places(self, masks: Masks, generator: torch.Generator) -> dict[str, Tensor]:
         """Return a random permutation of what is kept of each layer."""
-        before = self.criterion.places(masks, generator)
+        before = super().places(masks, generator)
         places = {name: _shuffled(mask, generator) for name, mask in masks.items()}
         return places if before is None else {n: before[n][place] for n, place in places.items()}
 

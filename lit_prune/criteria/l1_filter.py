@@ -1,12 +1,16 @@
 """L1 filter pruning."""
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import ClassVar
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
 
 from lit_prune.criterion import Criterion
+from lit_prune.errors import LitPruneError
+from lit_prune.names import plain_name
 from lit_prune.probe import Probe
 
 __all__ = ["L1Filter"]
@@ -37,7 +41,12 @@ class L1Filter(Criterion):
     whole_filters: ClassVar[bool] = True
 
     def __call__(self, probe: Probe) -> dict[str, Tensor]:
-        """Return one score a filter, repeated for each of its weights; data is not used."""
+        """Return one score a filter, repeated for each of its weights; data is not used.
+
+        Raises:
+            LitPruneError: a layer is a transposed convolution.
+        """
+        _require_no_transposed(probe.model, probe.masks)
         with torch.no_grad():
             weights = probe.masks.parameters(probe.model)
             scores = {}
@@ -46,8 +55,24 @@ class L1Filter(Criterion):
                 places = _places(kept.flatten(1).sum(1, dtype=torch.float64))
                 shape = (-1, *[1] * (weight.dim() - 1))
                 scores[name] = places.view(shape).expand(weight.shape)
-            scores[name] = scores[name] + 1
+            if (last := _outputs(probe.model)) in scores:
+                scores[last] = scores[last] + 1
             return {n: score.contiguous() for n, score in scores.items()}
+
+
+def _outputs(model: nn.Module) -> str:
+    """Return the name of the last weight in registration order, pruned or not."""
+    layers = [n for n, m in model.named_modules() if isinstance(m, nn.Linear | _ConvNd)]
+    return plain_name(f"{layers[-1]}.weight".lstrip(".")) if layers else ""
+
+
+def _require_no_transposed(model: nn.Module, names: Iterable[str]) -> None:
+    for name in names:
+        if isinstance(model.get_submodule(name.rpartition(".")[0]), _ConvTransposeNd):
+            raise LitPruneError(
+                f"L1Filter: {name} is of a transposed convolution, whose first dimension is no "
+                f"filter: pass exclude={name!r}"
+            )
 
 
 def _places(norms: Tensor) -> Tensor:

@@ -29,5 +29,6 @@ class ERK(Quota):
 
     def __call__(self, shapes: dict[str, Size], keep: int) -> dict[str, int]:
         """Return the counts; epsilon is solved from ``keep``."""
-        per_epsilon = np.array([sum(shape) for shape in shapes.values()]) / sizes_of(shapes)
+        dims = np.array([sum(shape) for shape in shapes.values()])
+        per_epsilon = dims / sizes_of(shapes).clip(1)
         return apportion("ERK", shapes, keep, lambda epsilon: epsilon * per_epsilon)

@@ -26,6 +26,7 @@ class ERKPlus(Quota):
 
     def __call__(self, shapes: dict[str, Size], keep: int) -> dict[str, int]:
         """Return the counts; epsilon is solved from what the last layer leaves."""
-        per_epsilon = np.array([sum(shape) for shape in shapes.values()]) / sizes_of(shapes)
+        dims = np.array([sum(shape) for shape in shapes.values()])
+        per_epsilon = dims / sizes_of(shapes).clip(1)
         least = [0] * (len(shapes) - 1) + [list(shapes.values())[-1].numel()]
         return apportion("ERKPlus", shapes, keep, lambda epsilon: epsilon * per_epsilon, least)

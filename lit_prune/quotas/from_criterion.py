@@ -34,21 +34,30 @@ class FromCriterion(Quota):
 
     criterion: Criterion
 
+    @property
+    def regrows(self) -> bool:
+        """Whether counts may rise in a layer as they fall in all; quotas of quotas included."""
+        own = getattr(self.criterion, "regrows", False)
+        return own or getattr(getattr(self.criterion, "quota", None), "regrows", False)
+
     def __call__(self, shapes: dict[str, Size], keep: int) -> dict[str, int]:
         """Not possible without a network.
 
         Raises:
             LitPruneError: always; ``prune`` and ``MaskManager`` bind the quota to their network.
         """
-        name = type(self.criterion).__name__
+        name = _name(self.criterion)
         raise LitPruneError(
             f"FromCriterion({name}) needs a network: pass it to prune or MaskManager"
         )
 
     def bound(self, pruned: Pruned) -> QuotaLike:
         """Return the quota of one network."""
-        regrows = self.criterion.regrows
-        return _OfMasks(type(self.criterion).__name__, pruned(self.criterion), regrows)
+        return _OfMasks(_name(self.criterion), pruned(self.criterion), self.regrows)
+
+
+def _name(criterion: object) -> str:
+    return getattr(criterion, "__name__", type(criterion).__name__)
 
 
 @dataclass(frozen=True, eq=False)

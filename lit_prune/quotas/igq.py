@@ -26,5 +26,5 @@ class IGQ(Quota):
 
     def __call__(self, shapes: dict[str, Size], keep: int) -> dict[str, int]:
         """Return the counts; F is solved from ``keep`` (as its inverse, the level here)."""
-        sizes = sizes_of(shapes)
+        sizes = sizes_of(shapes).clip(1)
         return apportion("IGQ", shapes, keep, lambda inverse: inverse / (sizes + inverse))
