@@ -76,9 +76,9 @@ def _require_no_transposed(model: nn.Module, names: Iterable[str]) -> None:
 
 
 def _places(norms: Tensor) -> Tensor:
-    """Return the place of each norm among all, from 1/n up; NaN stays NaN."""
+    """Return the place of each norm among all, from 1/n up; NaN and infinity stay."""
     order = norms.argsort(stable=True)
     places = torch.arange(1, len(norms) + 1, dtype=norms.dtype, device=norms.device) / len(norms)
     places[-1:] = _BEST
     found = torch.empty_like(norms).scatter_(0, order, places)
-    return torch.where(norms.isnan(), norms, found)
+    return torch.where(norms.isfinite(), found, norms)
