@@ -146,6 +146,26 @@ def test_a_network_has_the_last_word_about_its_layers():
     assert (model[0].gain == 0.5).all()
 
 
+@pytest.mark.xfail(
+    strict=True, raises=LitPruneError, reason="writing to .data does not count up the version"
+)
+@pytest.mark.parametrize("start", ["drawn", "constant"])
+def test_a_module_that_writes_to_the_data_of_its_parameters_draws_them(start):
+    class Old(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.weight = nn.Parameter(torch.empty(3, 4))
+            self.reset_parameters()
+
+        def reset_parameters(self):
+            self.weight.data.uniform_(-1, 1) if start == "drawn" else self.weight.data.fill_(1)
+
+    model = nn.Sequential(nn.Linear(2, 4), Old())
+    before = model[1].weight.detach().clone()
+    reinitialise(model, 5)
+    assert torch.equal(model[1].weight, before) is (start == "constant")
+
+
 def test_tied_weights_stay_tied():
     model = nn.Sequential(nn.Embedding(6, 4), nn.Linear(4, 6, bias=False))
     model[1].weight = model[0].weight

@@ -284,7 +284,10 @@ class MaskManager(Callback):
             if not trainer.is_global_zero:
                 # Rank 0's masks hold for all, and so does its warning.
                 warnings.simplefilter("ignore", TargetMissed)
-            return last(_shown(steps, number, trainer), masks)
+            try:
+                return last(_shown(steps, number, trainer), masks)
+            finally:
+                data.close()
 
     def _measured(self, masks: Masks, trainer: Trainer, pl_module: LightningModule) -> Masks:
         """Measure what the masks leave; return them, without what is ineffective if so wished.

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from lightning.pytorch import Trainer
 from lightning.pytorch.utilities import CombinedLoader
+from torch import Tensor
 from torch.utils._pytree import tree_leaves, tree_map
 from torch.utils.data import DataLoader
 
@@ -38,17 +39,19 @@ class TrainingBatches:
         self._next = 0
         self._loaders = tree_map(_apart, trainer.train_dataloader)
         self._stream: Iterator[Any] = iter(())
+        self._states: list[Tensor] = []
 
     def __call__(self, turn: int = 0) -> list[Any]:
         """Return the batches of round ``turn``, from 0 on."""
         if turn < self._next:
-            self._next, self._stream = 0, iter(())
+            self._next, self._stream, self._states = 0, iter(()), []
         while self._next < turn:
             self._read()
         return self._read()
 
     def _read(self) -> list[Any]:
-        with same_random_state(self._seed + self._next), _same_generators(self._loaders):
+        seed = (self._seed + self._next) % 2**63
+        with same_random_state(seed), self._own_generators():
             batches = list(islice(self._stream, self._count))
             if len(batches) < self._count:
                 self._stream = self._from_start()
@@ -58,9 +61,26 @@ class TrainingBatches:
 
     def _from_start(self) -> Iterator[Any]:
         strategy = self._trainer.strategy
-        for batch, _, _ in CombinedLoader(self._loaders, "max_size_cycle"):
-            moved = strategy.batch_to_device(batch, dataloader_idx=0)
-            yield strategy.precision_plugin.convert_input(moved)
+        combined = self._trainer.fit_loop._combined_loader
+        mode = "max_size_cycle" if combined is None else combined._mode
+        for batch, _, _ in CombinedLoader(self._loaders, mode):
+            # In the order of Lightning's own loop.
+            converted = strategy.precision_plugin.convert_input(batch)
+            ready = self._trainer.lightning_module._on_before_batch_transfer(converted)
+            yield strategy.batch_to_device(ready, dataloader_idx=0)
+
+    def close(self) -> None:
+        """End the worker processes that read the batches."""
+        self._stream = iter(())
+
+    @contextmanager
+    def _own_generators(self) -> Iterator[None]:
+        """Let the loaders' generators go on where the last round left them, and training's not."""
+        with _same_generators(self._loaders) as generators:
+            for generator, state in zip(generators, self._states, strict=False):
+                generator.set_state(state)
+            yield
+            self._states = [generator.get_state() for generator in generators]
 
 
 def _apart(loader: Any) -> Any:
@@ -73,7 +93,7 @@ def _apart(loader: Any) -> Any:
 
 
 @contextmanager
-def _same_generators(loaders: Any) -> Iterator[None]:
+def _same_generators(loaders: Any) -> Iterator[list[torch.Generator]]:
     """Put back the generators that loaders and their samplers have of their own."""
     parts = ("sampler", "batch_sampler")
     owners = [o for x in tree_leaves(loaders) for o in (x, *(getattr(x, p, None) for p in parts))]
@@ -81,7 +101,7 @@ def _same_generators(loaders: Any) -> Iterator[None]:
     generators = [generator for generator in found if isinstance(generator, torch.Generator)]
     states = [generator.get_state() for generator in generators]
     try:
-        yield
+        yield generators
     finally:
         for generator, state in zip(generators, states, strict=True):
             generator.set_state(state)

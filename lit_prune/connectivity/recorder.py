@@ -25,7 +25,7 @@ from lit_prune.connectivity.wiring import (
 )
 from lit_prune.errors import LitPruneError, first_line
 
-__all__ = ["record"]
+__all__ = ["no_fast_attention", "record"]
 
 
 def record(model: nn.Module, inputs: tuple[Any, ...], weights: dict[str, nn.Parameter]) -> Wiring:
@@ -42,7 +42,7 @@ def record(model: nn.Module, inputs: tuple[Any, ...], weights: dict[str, nn.Para
     with (
         torch.no_grad(),
         torch._C._AutoDispatchBelowAutograd(),
-        _no_fast_attention(),
+        no_fast_attention(),
         # A cast from autocast's cache would be no part of a weight.
         torch.autocast(next(iter(weights.values())).device.type, enabled=False),
         recorder.modules(),
@@ -103,7 +103,7 @@ def _tensors(result: Any) -> Iterator[Tensor]:
 
 
 @contextmanager
-def _no_fast_attention() -> Iterator[None]:
+def no_fast_attention() -> Iterator[None]:
     """Let MultiheadAttention and TransformerEncoderLayer use operations that can be seen."""
     before = torch.backends.mha.get_fastpath_enabled()
     torch.backends.mha.set_fastpath_enabled(False)

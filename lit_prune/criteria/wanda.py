@@ -1,12 +1,15 @@
 """Wanda: weights and activations."""
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+from torch.nn.modules.conv import _ConvTransposeNd
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from lit_prune.connectivity.recorder import no_fast_attention
 from lit_prune.criterion import Criterion
 from lit_prune.errors import LitPruneError
 from lit_prune.probe import Probe
@@ -42,29 +45,47 @@ class Wanda(Criterion):
         """Return the scores in the network as pruned so far; the loss is only run, not used.
 
         Raises:
-            LitPruneError: the probe has no batches.
+            LitPruneError: the probe has no batches; or a layer is a transposed convolution, and
+                weights are compared inside output units.
         """
-        with probe.masked() as model, torch.no_grad():
+        if self.per_output:
+            _require_no_transposed(probe.model, probe.masks)
+        with probe.masked() as model, torch.no_grad(), no_fast_attention():
             model.eval()
             weights = probe.masks.parameters(model)
-            sums = {name: torch.zeros_like(weight) for name, weight in weights.items()}
+            sums = {name: torch.zeros_like(_wide(w)) for name, w in weights.items()}
             with torch._C._AutoDispatchBelowAutograd(), _Inputs(weights, sums):
                 count = sum(1 for batch in probe.batches if probe.loss(model, batch) is not None)
             if not count:
                 raise LitPruneError("Wanda needs training data: pass batches=")
-            scores = {name: w.detach().abs() * sums[name].sqrt() for name, w in weights.items()}
+            scores = {n: _wide(w.detach()).abs() * sums[n].sqrt() for n, w in weights.items()}
         return {n: _places(s) for n, s in scores.items()} if self.per_output else scores
 
 
 def _places(scores: Tensor) -> Tensor:
-    """Return the place of every score among those of its output unit, from 1/n to 1."""
+    """Return the place of every score among those of its output unit, up to 1.
+
+    Equal ones share the highest of their places; NaN and infinity stay.
+    """
     rows = scores.flatten(1)
     if not rows.numel():
         return scores
-    places = torch.arange(1, rows.shape[1] + 1, device=rows.device, dtype=rows.dtype)
-    order = rows.argsort(dim=1, stable=True)
-    found = torch.empty_like(rows).scatter_(1, order, (places / rows.shape[1]).expand_as(rows))
-    return found.view(scores.shape)
+    found = torch.searchsorted(rows.sort(dim=1).values, rows, right=True) / rows.shape[1]
+    return torch.where(rows.isfinite(), found.to(rows.dtype), rows).view(scores.shape)
+
+
+def _wide(numbers: Tensor) -> Tensor:
+    """Return numbers in a type in which sums of squares neither overflow nor stand still."""
+    return numbers if numbers.dtype in (torch.float32, torch.float64) else numbers.float()
+
+
+def _require_no_transposed(model: nn.Module, names: Iterable[str]) -> None:
+    for name in names:
+        if isinstance(model.get_submodule(name.rpartition(".")[0]), _ConvTransposeNd):
+            raise LitPruneError(
+                f"Wanda: {name} is of a transposed convolution, whose first dimension is no output "
+                f"unit: pass per_output=False or exclude={name!r}"
+            )
 
 
 class _Inputs(TorchDispatchMode):
@@ -72,13 +93,15 @@ class _Inputs(TorchDispatchMode):
 
     def __init__(self, weights: dict[str, torch.nn.Parameter], sums: dict[str, Tensor]) -> None:
         super().__init__()
-        self._sums = {w.untyped_storage().data_ptr(): sums[name] for name, w in weights.items()}
+        self._sums = {
+            w.untyped_storage().data_ptr(): sums[n] for n, w in weights.items() if w.numel()
+        }
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
         if func is torch.ops.aten.linear.default:
             if (part := self._part(args[1])) is not None:
-                part += args[0].square().flatten(0, -2).sum(0)
+                part += _wide(args[0]).square().reshape(-1, part.shape[1]).sum(0)
         elif func is torch.ops.aten.convolution.default:
             if (part := self._part(args[1])) is not None:
                 part += _seen_by_taps(func(*args, **kwargs), args)
@@ -103,7 +126,7 @@ def _seen_by_taps(output: Tensor, args: Any) -> Tensor:
     """
     x, weight, _, stride, padding, dilation, transposed, output_padding, groups = args
     _, found, _ = torch.ops.aten.convolution_backward(
-        *(torch.ones_like(output), x.square(), weight, None, stride, padding, dilation, transposed),
-        *(output_padding, groups, [False, True, False]),
+        *(torch.ones_like(_wide(output)), _wide(x).square(), _wide(weight), None, stride, padding),
+        *(dilation, transposed, output_padding, groups, [False, True, False]),
     )
     return found
