@@ -115,6 +115,9 @@ def _gradients(
         largest = torch.stack([flow.detach(), *paths.largest])
         if _is_safe(largest, weights, *_SAFE[dtype]):
             break
+    if bool(flow == 0):
+        # Nothing arrives. What leads back from the outputs may overflow where nothing leads to.
+        return [torch.zeros_like(weight) for weight in weights]
     if not bool((largest < _SAFE[dtype][1]).all()):
         raise LitPruneError(f"the synaptic flow of this network overflows float64 ({flow:g})")
     return gradients

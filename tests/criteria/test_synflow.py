@@ -1321,3 +1321,24 @@ def test_a_weight_that_is_nan_is_an_error_that_names_its_layer():
         model[1].weight[0, 0] = torch.nan
     with pytest.raises(NonFiniteScores, match=r"1\.weight"):
         SynFlow()(Probe(model, Masks.dense(model), example=(1, 4)))
+
+
+def test_a_cell_that_nothing_reaches_has_no_flow_however_its_gradients_grow():
+    class Cell(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.read, self.keep, self.head = nn.Linear(2, 8), nn.Linear(8, 8), nn.Linear(8, 2)
+
+        def forward(self, x):
+            h = x.new_zeros(len(x), 8)
+            for _ in range(128):
+                h = torch.tanh(self.read(x) + self.keep(h))
+            return self.head(h)
+
+    torch.manual_seed(0)
+    model = Cell()
+    nn.init.constant_(model.keep.weight, 2.0)  # 16 ** 128 is beyond float32
+    masks = {name: torch.ones_like(mask) for name, mask in Masks.dense(model).items()}
+    masks["read.weight"] = torch.zeros(8, 2, dtype=torch.bool)
+    scores = SynFlow()(Probe(model, Masks(masks), example=(1, 2)))
+    assert all(score.eq(0).all() for score in scores.values())
