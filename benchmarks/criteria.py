@@ -87,7 +87,7 @@ def _rounds(name: str, build: type[nn.Module]) -> list[tuple[str, ...]]:
     contestants: dict[str, Callable[[], object]] = {
         "unit": unit(128),
         "unit of 1": unit(1),
-        "read": lambda: sum(float(w.sum()) for w in parameters.values()),
+        "read": lambda: sum(float(w.detach().sum()) for w in parameters.values()),
         "sort": sort,
     }
     model.train()
@@ -116,7 +116,8 @@ def _whole(name: str, criterion: Criterion) -> tuple[str, ...]:
     prune(model, criterion, "99%", example=(1, 3, 32, 32))
     seconds = time.perf_counter() - start
     wanted = SLOW.get((type(criterion).__name__, name), "")
-    return (name, str(criterion), f"{seconds:.1f}", wanted)
+    solver = f"({criterion.solver})" if isinstance(criterion, NPB) else ""
+    return (name, f"{type(criterion).__name__}{solver}", f"{seconds:.1f}", wanted)
 
 
 def _ranking() -> None:

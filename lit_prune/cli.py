@@ -55,7 +55,10 @@ _CLASSES = {
         ("pruning.criterion", "pruning.criterion.criterion", "pruning.quota.criterion"),
         members(criteria.__name__, criteria.__path__, criteria.Criterion),
     ),
-    "pruning.quota": members(quotas.__name__, quotas.__path__, quotas.Quota),
+    **dict.fromkeys(
+        ("pruning.quota", "pruning.criterion.quota"),
+        members(quotas.__name__, quotas.__path__, quotas.Quota),
+    ),
     "pruning.schedule": members(schedules.__name__, schedules.__path__, schedules.Schedule),
 }
 

@@ -7,13 +7,25 @@ from typing import ClassVar
 import torch
 from torch import Size, Tensor
 
+from lit_prune.errors import LitPruneError
 from lit_prune.masks import Masks
 from lit_prune.probe import Probe
 
-__all__ = ["Criterion", "CriterionLike", "QuotaLike"]
+__all__ = ["Criterion", "CriterionLike", "QuotaLike", "require_object"]
 
 CriterionLike = Callable[[Probe], dict[str, Tensor]]
 QuotaLike = Callable[[dict[str, Size], int], dict[str, int]]
+
+
+def require_object(owner: str, role: str, value: object) -> None:
+    """Check that ``value`` can be called as it stands.
+
+    Raises:
+        LitPruneError: it is a class, or nothing that can be called.
+    """
+    if isinstance(value, type) or not callable(value):
+        shown = value.__name__ if isinstance(value, type) else repr(value)
+        raise LitPruneError(f"{owner}: {role}={shown} is no function: pass an object, as in SNIP()")
 
 
 class Criterion(ABC):

@@ -387,6 +387,8 @@ def _reached(quota: QuotaLike | None, dense: Masks, keeps: Sequence[int]) -> lis
             _ = quota and quota(shapes, keep)
         except QuotaOutOfRange:
             continue
+        except LitPruneError:
+            pass  # a quota of a network, which says so itself if it cannot
         found.append(keep)
     return found
 

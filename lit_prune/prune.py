@@ -1,7 +1,7 @@
 """Prune: masks that keep exactly as many connections as asked for."""
 
 import warnings
-from collections.abc import Generator, Iterator
+from collections.abc import Generator, Iterable, Iterator
 from typing import Literal, get_args
 
 import torch
@@ -138,7 +138,13 @@ def prune_by_rounds(
     target = Target.parse(target)
     keep = target.count(masks.total)
     generator = generator or default_generator()
+    if not isinstance(generator, torch.Generator):
+        raise LitPruneError(f"generator={generator!r} is no torch.Generator")
     data: BatchesLike = () if batches is None else batches
+    if not isinstance(data, Iterable) and not callable(data):
+        raise LitPruneError(
+            f"batches={data!r} is neither iterable nor a function of the round's number"
+        )
     if isinstance(data, Iterator):
         data = list(data)
     spine = Spine(model, criterion, data, loss or cross_entropy, example, generator)
@@ -148,7 +154,8 @@ def prune_by_rounds(
     needs_paths = keep < masks.total and (target.measure == "effective" or prune_ineffective)
     connectivity = spine.connectivity(masks) if needs_paths else None
     if target.measure == "direct" or keep == masks.total:
-        require_floor(floor, masks, keep)
+        if not getattr(criterion, "whole_filters", False):
+            require_floor(floor, masks, keep)
         for step, _ in spine.rounds(masks, keep, number):
             masks = step
             yield masks
@@ -228,15 +235,13 @@ def _say_if_rounded(masks: Masks, keep: int) -> None:
 
 
 def _warn_if_missed(target: Target, found: Found, total: int, keep: int) -> None:
-    if found.next_effective is None or found.effective == keep:
+    if found.effective == keep:
         return
-    reached, after = (1 - n / total for n in (found.effective, found.next_effective))
-    # Written of no line of code: generators and progress bars lie between here and the caller.
-    warnings.warn_explicit(
+    text = (
         f"no threshold meets {target} ({keep} of {total} connections) exactly: {found.effective} "
-        f"are effective, a sparsity of {reached:.6%}; the next possible one is {after:.6%}, with "
-        f"{found.next_effective}",
-        TargetMissed,
-        "lit_prune",
-        0,
+        f"are effective, a sparsity of {1 - found.effective / total:.6%}"
     )
+    if (after := found.next_effective) is not None:
+        text += f"; the next possible one is {1 - after / total:.6%}, with {after}"
+    # Written of no line of code: generators and progress bars lie between here and the caller.
+    warnings.warn_explicit(text, TargetMissed, "lit_prune", 0)

@@ -312,9 +312,10 @@ def reprune(
     Yields:
         What each step found; the last is the answer.
     """
-    low, high, least = start - 1, 0, 0
+    low, high = start - 1, 0
+    least: int | None = None
     best: Masks | None = None
-    effective = 0
+    effective = step = 0
     k = start
     while best is None or high - low > 1:
         masks = pruned(k)
@@ -327,5 +328,7 @@ def reprune(
             raise _too_many(wanted, total, has)
         else:
             low, least = k, has
-            k = (low + high) // 2 if best is not None else min(2 * k, total)
+            # Mostly what is missing below is missing above as well, and a little more.
+            step = max(2 * step, 2 * (wanted - has) + _FEW)
+            k = (low + high) // 2 if best is not None else min(k + step, total)
     yield Found(best, effective, least)

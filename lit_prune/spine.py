@@ -15,7 +15,7 @@ from lit_prune.connectivity import Connectivity
 from lit_prune.criterion import CriterionLike, QuotaLike
 from lit_prune.errors import LitPruneError, LitPruneWarning, MasksMismatch
 from lit_prune.masks import Masks
-from lit_prune.probe import Example, Loss, Probe, undisturbed
+from lit_prune.probe import Example, Loss, Probe, same_random_state, undisturbed
 from lit_prune.quotas import Quota
 from lit_prune.ranking import Floor, Ranking, rearranged
 from lit_prune.search import Trail
@@ -119,7 +119,9 @@ class Spine:
     def connectivity(self, masks: Masks) -> Connectivity:
         """Return the connectivity of the network; only what the masks name is prunable."""
         names = [escape(name) for name in masks]
-        return Connectivity(self.model, self._probe(masks, self._data(0)).inputs(), include=names)
+        with same_random_state(self.generator.initial_seed()):
+            inputs = self._probe(masks, self._data(0)).inputs()
+        return Connectivity(self.model, inputs, include=names)
 
     def _data(self, turn: int) -> Iterable[Any]:
         return _OfOneRound(self.batches, turn) if callable(self.batches) else self.batches
@@ -198,7 +200,8 @@ def shapes_of(masks: Masks) -> dict[str, Size]:
 
 
 def _warn_if_constant(scores: Mapping[str, Tensor], criterion: CriterionLike) -> None:
-    if not (parts := [score for score in scores.values() if score.numel()]):
+    parts = [score for score in scores.values() if score.numel()]
+    if sum(score.numel() for score in parts) < 2:
         return
     # Almost always the first two differ, and nothing more needs to be read.
     first = parts[0].flatten()[0]

@@ -1,7 +1,8 @@
 """Weights from local files, read without running any code that they might hold."""
 
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from inspect import Parameter, signature
 from pathlib import Path
 from pickle import UnpicklingError
 from typing import Any
@@ -60,24 +61,38 @@ def reinitialise(model: nn.Module, seed: int) -> None:
 
     Parts first, then what they are parts of, so that a network that initialises its layers in a way
     of its own has the last word. Statistics of norms start anew. The global random states are not
-    touched, and the numbers are not those that a new network would draw under ``seed``.
+    touched, and the numbers are not those that a new network would draw under ``seed``. What a
+    module draws in its constructor alone, such as torchvision's networks, is not known: its layers
+    are drawn as PyTorch draws them.
 
     Raises:
         LitPruneError: a parameter belongs to no module that knows how to draw it.
     """
-    before = {name: p._version for name, p in model.named_parameters()}
+    before = {name: p.detach().clone() for name, p in model.named_parameters()}
+    for parameter in model.parameters():
+        # What is not drawn shows.
+        parameter.detach().fill_(float("nan"))
     with same_random_state(seed ^ _FRESH), torch.no_grad():
         for module in reversed(list(model.modules())):
             for name in ("_reset_parameters", "reset_parameters"):
-                if callable(draw := getattr(module, name, None)):
+                draw = getattr(module, name, None)
+                if callable(draw) and not _needs_arguments(draw):
                     draw()
     for name, parameter in model.named_parameters():
-        # Writing counts it up.
-        if parameter._version == before[name]:
+        if bool(parameter.isnan().any()):
+            with torch.no_grad():
+                for known, old in before.items():
+                    model.get_parameter(known).copy_(old)
             raise LitPruneError(
                 f"{plain_name(name)} cannot be drawn anew: no module around it has a method "
                 "reset_parameters()"
             )
+
+
+def _needs_arguments(function: Callable[..., Any]) -> bool:
+    named = (Parameter.POSITIONAL_ONLY, Parameter.POSITIONAL_OR_KEYWORD, Parameter.KEYWORD_ONLY)
+    given = signature(function).parameters.values()
+    return any(p.default is p.empty and p.kind in named for p in given)
 
 
 def _read(path: str | os.PathLike[str]) -> Any:

@@ -12,10 +12,21 @@ from torch.utils.data import DataLoader, IterableDataset, TensorDataset
 
 from lit_prune import Connectivity, LitPruneError, Masks, Probe, Target, prune
 from lit_prune.connectivity import UnsupportedOp
-from lit_prune.criteria import SNIP, Criterion, Magnitude, Random, SynFlow
+from lit_prune.criteria import (
+    NPB,
+    SNIP,
+    Criterion,
+    GraSP,
+    Magnitude,
+    Random,
+    SameQuotaRandom,
+    Shuffled,
+    SynFlow,
+    Taylor,
+)
 from lit_prune.errors import MasksMismatch, NonFiniteScores, QuotaOutOfRange
 from lit_prune.prune import prune_by_rounds
-from lit_prune.quotas import ERK, IGQ, Uniform, UniformPlus
+from lit_prune.quotas import ERK, IGQ, FromCriterion, Uniform, UniformPlus
 from lit_prune.spine import budgets
 
 pytestmark = pytest.mark.filterwarnings("ignore::lit_prune.errors.TargetMissed")
@@ -611,3 +622,40 @@ def test_a_probe_without_example_and_batches_says_what_to_pass():
 def test_a_class_or_a_name_in_place_of_an_object_is_one_clear_error(criterion, quota, role):
     with pytest.raises(LitPruneError, match=f"{role}=.*pass an object"):
         prune(nn.Linear(4, 4), criterion, "2x", quota=quota)
+
+
+@pytest.mark.parametrize("target", ["10x", "10x effective"])
+def test_a_loader_that_shuffles_leaves_the_global_generator_alone(target):
+    loader = DataLoader(TensorDataset(torch.randn(16, 6), torch.arange(16) % 3), 4, shuffle=True)
+    model = nn.Sequential(nn.Linear(6, 20), nn.ReLU(), nn.Linear(20, 3))
+    before = torch.get_rng_state()
+    prune(model, SNIP(), target, batches=loader)
+    assert torch.equal(torch.get_rng_state(), before)
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda: Shuffled(SNIP), "Shuffled: criterion=SNIP is no function"),
+        (lambda: FromCriterion(3), "FromCriterion: criterion=3 is no function"),
+        (lambda: SameQuotaRandom(None), "SameQuotaRandom: criterion=None is no function"),
+        (lambda: NPB(quota=ERK), "NPB: quota=ERK is no function"),
+        (lambda: NPB(alpha="x"), "NPB: alpha='x' is no number"),
+        (lambda: GraSP("a"), "GraSP: temperature='a' is out of range"),
+        (lambda: GraSP(float("inf")), "GraSP: temperature=inf is out of range"),
+        (lambda: prune(small(), Magnitude(), "2x", batches=3), "batches=3 is neither"),
+        (lambda: prune(small(), Magnitude(), "2x", generator=3), "generator=3 is no torch"),
+    ],
+)
+def test_a_mistaken_argument_is_one_clear_error(make, message):
+    with pytest.raises(LitPruneError, match=message):
+        make()
+
+
+def test_half_precision_keeps_small_gradients_of_taylor():
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(64, 300), nn.ReLU(), nn.Linear(300, 10))
+    batch = (torch.randn(64, 64), torch.arange(64) % 10)
+    halved = (batch[0].half(), batch[1])
+    scores = Taylor()(Probe(model.half(), Masks.dense(model), [halved]))
+    assert all(float((score == 0).float().mean()) < 0.2 for score in scores.values())

@@ -146,9 +146,6 @@ def test_a_network_has_the_last_word_about_its_layers():
     assert (model[0].gain == 0.5).all()
 
 
-@pytest.mark.xfail(
-    strict=True, raises=LitPruneError, reason="writing to .data does not count up the version"
-)
 @pytest.mark.parametrize("start", ["drawn", "constant"])
 def test_a_module_that_writes_to_the_data_of_its_parameters_draws_them(start):
     class Old(nn.Module):

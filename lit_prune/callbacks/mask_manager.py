@@ -217,7 +217,9 @@ class MaskManager(Callback):
 
     def _draw_anew(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if self.reinitialise:
-            reinitialise(pl_module, self._generator().initial_seed())
+            # Ranks may differ in their seeds; their weights must not.
+            seed = trainer.strategy.broadcast(self._generator().initial_seed())
+            reinitialise(pl_module, int(seed))
             for optimizer in trainer.optimizers:
                 optimizer.state.clear()
 

@@ -54,20 +54,10 @@ class TrainingBatches:
         with same_random_state(seed), self._own_generators():
             batches = list(islice(self._stream, self._count))
             if len(batches) < self._count:
-                self._stream = self._from_start()
+                self._stream = _read_from_start(self._trainer, self._loaders)
                 batches += islice(self._stream, self._count - len(batches))
         self._next += 1
         return batches
-
-    def _from_start(self) -> Iterator[Any]:
-        strategy = self._trainer.strategy
-        combined = self._trainer.fit_loop._combined_loader
-        mode = "max_size_cycle" if combined is None else combined._mode
-        for batch, _, _ in CombinedLoader(self._loaders, mode):
-            # In the order of Lightning's own loop.
-            converted = strategy.precision_plugin.convert_input(batch)
-            ready = self._trainer.lightning_module._on_before_batch_transfer(converted)
-            yield strategy.batch_to_device(ready, dataloader_idx=0)
 
     def close(self) -> None:
         """End the worker processes that read the batches."""
@@ -83,12 +73,25 @@ class TrainingBatches:
             self._states = [generator.get_state() for generator in generators]
 
 
+def _read_from_start(trainer: Trainer, loaders: Any) -> Iterator[Any]:
+    """Yield one pass of batches; worker processes end with whoever holds this."""
+    strategy, combined = trainer.strategy, trainer.fit_loop._combined_loader
+    mode = "max_size_cycle" if combined is None else combined._mode
+    for batch, _, _ in CombinedLoader(loaders, mode):
+        # In the order of Lightning's own loop.
+        converted = strategy.precision_plugin.convert_input(batch)
+        ready = trainer.lightning_module._on_before_batch_transfer(converted)
+        yield strategy.batch_to_device(ready, dataloader_idx=0)
+
+
 def _apart(loader: Any) -> Any:
     """Return a loader of the same batches that shares no worker processes with training."""
     if not isinstance(loader, DataLoader):
         return loader
     apart = copy(loader)
     apart._iterator = None
+    # Workers that stay would not draw a seed of each round; a loader guards the attribute.
+    vars(apart)["persistent_workers"] = False
     return apart
 
 

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from lit_prune.criteria.random import Random
-from lit_prune.criterion import Criterion, QuotaLike
+from lit_prune.criterion import Criterion, QuotaLike, require_object
 from lit_prune.masks import Masks
 from lit_prune.probe import Probe
 from lit_prune.quotas import FromCriterion
@@ -19,6 +19,14 @@ class _Control(Criterion):
     """Prunes as another criterion does, but for one thing."""
 
     criterion: Criterion
+
+    def __post_init__(self) -> None:
+        """Check the criterion.
+
+        Raises:
+            LitPruneError: it is none.
+        """
+        require_object(type(self).__name__, "criterion", self.criterion)
 
     @property
     def rounds(self) -> int:  # type: ignore[override]
@@ -119,6 +127,14 @@ class SameQuotaRandom(Criterion):
     """
 
     criterion: Criterion
+
+    def __post_init__(self) -> None:
+        """Check the criterion.
+
+        Raises:
+            LitPruneError: it is none.
+        """
+        require_object(type(self).__name__, "criterion", self.criterion)
 
     def __call__(self, probe: Probe) -> dict[str, Tensor]:
         """Return uniform random scores."""

@@ -3,14 +3,16 @@
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils._pytree import tree_map_only
 
 from lit_prune.criteria.snip import mean_gradients
 from lit_prune.criterion import Criterion
-from lit_prune.errors import LitPruneError
+from lit_prune.errors import LitPruneError, first_line
 from lit_prune.probe import Probe
 
 __all__ = ["GraSP"]
@@ -45,8 +47,12 @@ class GraSP(Criterion):
         Raises:
             LitPruneError: it is not above 0.
         """
-        if not self.temperature > 0:
-            raise LitPruneError(f"GraSP: temperature={self.temperature} is out of range: above 0")
+        given = self.temperature
+        is_number = isinstance(given, int | float) and not isinstance(given, bool)
+        if not is_number or not 0 < given < float("inf"):
+            raise LitPruneError(
+                f"GraSP: temperature={given!r} is out of range: above 0, and finite"
+            )
 
     def __call__(self, probe: Probe) -> dict[str, Tensor]:
         """Return ``w * Hg`` for every connection; pruned ones score zero.
@@ -69,13 +75,24 @@ class GraSP(Criterion):
 @contextmanager
 def _tempered(model: nn.Module, grasp: GraSP) -> Iterator[None]:
     """Divide what the model returns by the temperature."""
+    calls = []
 
-    def divided(module: nn.Module, inputs: object, output: object) -> object:
-        return output / grasp.temperature if isinstance(output, Tensor) else output
+    def divided(module: nn.Module, inputs: object, output: Any) -> Any:
+        calls.append(module)
+        return tree_map_only(Tensor, lambda logits: logits / grasp.temperature, output)
 
     handle = model.register_forward_hook(divided)
     try:
         yield
+        if not calls:
+            raise LitPruneError(
+                "GraSP: the loss does not call the model itself, so that its temperature has no "
+                "place; let it call model(inputs)"
+            )
+    except RuntimeError as error:
+        if "derivative for" not in str(error):
+            raise
+        raise LitPruneError(f"GraSP differentiates twice: {first_line(error)}") from error
     finally:
         handle.remove()
 

@@ -19,7 +19,7 @@ from lit_prune.connectivity.algebra import Algebra, PathCount
 from lit_prune.connectivity.layers import Conv, Layer
 from lit_prune.connectivity.recorder import record
 from lit_prune.connectivity.wiring import Weight, Wiring
-from lit_prune.criterion import Criterion
+from lit_prune.criterion import Criterion, require_object
 from lit_prune.errors import LitPruneError, LitPruneWarning
 from lit_prune.kernel_allocation import Allocation, room_for
 from lit_prune.probe import Probe, default_generator, looked_at
@@ -108,6 +108,10 @@ class NPB(Criterion):
         if self.solver not in get_args(Solver):
             known = ", ".join(get_args(Solver))
             raise LitPruneError(f"unknown solver {self.solver!r}; known: {known}")
+        require_object("NPB", "quota", self.quota)
+        for name in ("alpha", "beta", "time_limit"):
+            if not isinstance(getattr(self, name), int | float):
+                raise LitPruneError(f"NPB: {name}={getattr(self, name)!r} is no number")
         if not 0 <= self.alpha <= 1:
             raise LitPruneError(f"alpha={self.alpha} is out of range: from 0 to 1")
         if not 0 <= self.beta < float("inf"):

@@ -51,11 +51,14 @@ def mean_gradients(name: str, probe: Probe, weights: list[nn.Parameter]) -> list
     """
     for weight in weights:
         weight.requires_grad_(True)
-    sums, count = [torch.zeros_like(w) for w in weights], 0
+    # Half precision would lose small gradients, and their sums.
+    kinds = [w.dtype if w.dtype.itemsize > 2 else torch.float32 for w in weights]
+    sums = [torch.zeros_like(w, dtype=kind) for w, kind in zip(weights, kinds, strict=True)]
+    count = 0
     for batch in probe.batches:
         loss = probe.loss(probe.model, batch)
         gradients = torch.autograd.grad(loss, weights, allow_unused=True, materialize_grads=True)
-        torch._foreach_add_(sums, gradients)
+        torch._foreach_add_(sums, [g.to(s.dtype) for g, s in zip(gradients, sums, strict=True)])
         count += 1
     if not count:
         raise LitPruneError(f"{name} needs training data: pass batches=")

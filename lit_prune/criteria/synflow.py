@@ -141,7 +141,8 @@ def _is_safe(largest: Tensor, weights: list[nn.Parameter], low: float, high: flo
     of the gradients. A zero is a dead layer, unless weights are so small that products vanish.
     """
     if bool((largest == 0).any()):
-        largest = torch.cat([largest, torch.stack([weight.detach().amax() for weight in weights])])
+        tops = [weight.detach().amax() for weight in weights if weight.numel()]
+        largest = torch.cat([largest, torch.stack(tops)])
         largest = largest[largest != 0]
     scales = torch.cat([largest, largest[:1] / largest])
     return bool(((scales > low) & (scales < high)).all())

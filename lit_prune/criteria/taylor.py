@@ -39,11 +39,15 @@ class Taylor(Criterion):
             weights = probe.masks.parameters(model)
             for weight in weights.values():
                 weight.requires_grad_(True)
-            sums, count = [torch.zeros_like(w) for w in weights.values()], 0
+            # Squares of half precision would vanish.
+            wide = [
+                w.detach().to(torch.promote_types(w.dtype, torch.float32)) for w in weights.values()
+            ]
+            sums, count = [torch.zeros_like(w) for w in wide], 0
             for batch in probe.batches:
                 loss, given = probe.loss(model, batch), list(weights.values())
                 gradients = torch.autograd.grad(loss, given, materialize_grads=True)
-                changes = torch._foreach_mul(gradients, [w.detach() for w in given])
+                changes = [g.to(w.dtype) * w for g, w in zip(gradients, wide, strict=True)]
                 torch._foreach_addcmul_(sums, changes, changes)
                 count += 1
             if not count:

@@ -1,6 +1,7 @@
 """Wanda: weights and activations."""
 
-from collections.abc import Iterable
+import warnings
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,10 +12,13 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from lit_prune.connectivity.recorder import no_fast_attention
 from lit_prune.criterion import Criterion
-from lit_prune.errors import LitPruneError
+from lit_prune.errors import LitPruneError, LitPruneWarning
 from lit_prune.probe import Probe
 
 __all__ = ["Wanda"]
+
+# Products with a turned weight, and how many arguments end with the factors.
+_PRODUCTS = {torch.ops.aten.mm.default: 2, torch.ops.aten.addmm.default: 3}
 
 
 @dataclass(frozen=True)
@@ -54,24 +58,33 @@ class Wanda(Criterion):
             model.eval()
             weights = probe.masks.parameters(model)
             sums = {name: torch.zeros_like(_wide(w)) for name, w in weights.items()}
-            with torch._C._AutoDispatchBelowAutograd(), _Inputs(weights, sums):
+            with torch._C._AutoDispatchBelowAutograd(), _Inputs(weights, sums) as inputs:
                 count = sum(1 for batch in probe.batches if probe.loss(model, batch) is not None)
             if not count:
                 raise LitPruneError("Wanda needs training data: pass batches=")
+            _warn_of_unseen(inputs, sums)
             scores = {n: _wide(w.detach()).abs() * sums[n].sqrt() for n, w in weights.items()}
         return {n: _places(s) for n, s in scores.items()} if self.per_output else scores
 
 
 def _places(scores: Tensor) -> Tensor:
-    """Return the place of every score among those of its output unit, up to 1.
+    """Return the place of every score among those of its output unit, from 1/n to 1.
 
-    Equal ones share the highest of their places; NaN and infinity stay.
+    Ties go by a fixed permutation. A unit whose scores are all zero has zeros for places; NaN and
+    infinity stay.
     """
     rows = scores.flatten(1)
     if not rows.numel():
         return scores
-    found = torch.searchsorted(rows.sort(dim=1).values, rows, right=True) / rows.shape[1]
-    return torch.where(rows.isfinite(), found.to(rows.dtype), rows).view(scores.shape)
+    values, order = rows.sort(dim=1, stable=True)
+    if bool((values[:, 1:] == values[:, :-1]).any()):
+        fixed = torch.Generator().manual_seed(0)
+        shuffle = torch.rand(rows.shape, generator=fixed).argsort(dim=1).to(rows.device)
+        order = shuffle.gather(1, rows.gather(1, shuffle).argsort(dim=1, stable=True))
+    places = torch.arange(1, rows.shape[1] + 1, device=rows.device, dtype=rows.dtype)
+    found = torch.empty_like(rows).scatter_(1, order, (places / rows.shape[1]).expand_as(rows))
+    found.masked_fill_(values[:, -1:] == 0, 0)
+    return torch.where(rows.isfinite(), found, rows).view(scores.shape)
 
 
 def _wide(numbers: Tensor) -> Tensor:
@@ -96,12 +109,17 @@ class _Inputs(TorchDispatchMode):
         self._sums = {
             w.untyped_storage().data_ptr(): sums[n] for n, w in weights.items() if w.numel()
         }
+        self.seen: set[int] = set()
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
         if func is torch.ops.aten.linear.default:
             if (part := self._part(args[1])) is not None:
                 part += _wide(args[0]).square().reshape(-1, part.shape[1]).sum(0)
+        elif func in _PRODUCTS:
+            *_, x, factor = args[: _PRODUCTS[func]]
+            if (part := self._part(factor)) is not None and factor.stride(0) == 1:
+                part += _wide(x).square().sum(0)
         elif func is torch.ops.aten.convolution.default:
             if (part := self._part(args[1])) is not None:
                 part += _seen_by_taps(func(*args, **kwargs), args)
@@ -111,12 +129,22 @@ class _Inputs(TorchDispatchMode):
         return func(*args, **kwargs)
 
     def _part(self, weight: Tensor) -> Tensor | None:
-        """Return the sums of ``weight``, which may be some rows of a parameter."""
+        """Return the sums of ``weight``, which may be some rows of a parameter, or turned."""
         sums = self._sums.get(weight.untyped_storage().data_ptr())
-        if sums is None or sums.shape == weight.shape:
+        if sums is None:
+            return None
+        self.seen.add(id(sums))
+        if sums.numel() == weight.numel():
             return sums
         start = int(weight.storage_offset()) // weight.stride(0)
         return sums[start : start + weight.shape[0]]
+
+
+def _warn_of_unseen(inputs: _Inputs, sums: Mapping[str, Tensor]) -> None:
+    for name, total in sums.items():
+        if total.numel() and id(total) not in inputs.seen:
+            text = f"Wanda saw nothing enter {name}: its connections score 0"
+            warnings.warn_explicit(text, LitPruneWarning, "lit_prune", 0)
 
 
 def _seen_by_taps(output: Tensor, args: Any) -> Tensor:

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 from torch import Size
 
-from lit_prune.criterion import Criterion, QuotaLike
+from lit_prune.criterion import Criterion, QuotaLike, require_object
 from lit_prune.errors import LitPruneError
 from lit_prune.masks import Masks
 from lit_prune.quotas.quota import Pruned, Quota
@@ -33,6 +33,14 @@ class FromCriterion(Quota):
     """
 
     criterion: Criterion
+
+    def __post_init__(self) -> None:
+        """Check the criterion.
+
+        Raises:
+            LitPruneError: it is none.
+        """
+        require_object(type(self).__name__, "criterion", self.criterion)
 
     @property
     def regrows(self) -> bool:

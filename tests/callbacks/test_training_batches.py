@@ -23,7 +23,7 @@ from torch.utils.data import (
 
 from lit_prune import MaskManager
 from lit_prune.callbacks.training_batches import TrainingBatches
-from lit_prune.criteria import Criterion, Random
+from lit_prune.criteria import SNIP, Criterion, Random
 from lit_prune.data.batches import Images
 from lit_prune.data.images import ImagesInMemory
 
@@ -291,6 +291,33 @@ def test_workers_end_with_the_rounds():
     fit(with_workers(False), look)
     assert len(look.found) == 2
     assert look.left == 0
+
+
+@pytest.mark.slow
+def test_workers_end_when_a_mask_manager_has_pruned():
+    class Counting(pl.Callback):
+        def __init__(self):
+            self.alive = 0
+
+        def on_train_epoch_start(self, trainer, pl_module):
+            self.alive = len(multiprocessing.active_children())
+
+    before, after = Counting(), Counting()
+    module = Own()
+    module.net = nn.Linear(1, 4)
+    manager = MaskManager(SNIP(), 1, batches=2, loss=anything)
+    gc.disable()
+    try:
+        fit(with_workers(False), before, manager, after, module=module)
+    finally:
+        gc.enable()
+        gc.collect()  # where they end otherwise; this takes seconds
+    assert manager.masks.kept == 1
+    assert before.alive == after.alive
+
+
+def anything(model, batch):
+    return model(batch[0][:, None]).sum()
 
 
 # --- as a training step would get them

@@ -1,6 +1,7 @@
 """GraSP against Hessian-vector products in forward mode, a closed form and finite differences."""
 
 from copy import deepcopy
+from dataclasses import replace
 
 import pytest
 import torch
@@ -265,3 +266,35 @@ def test_frozen_weights_are_scored_alike():
 def test_without_batches_there_is_nothing_to_score(batches):
     with pytest.raises(LitPruneError, match="GraSP needs training data: pass batches="):
         prune(mlp(), GraSP(), "50%", batches=batches)
+
+
+def test_the_temperature_acts_on_outputs_of_any_form():
+    class Wrapped(nn.Module):
+        def __init__(self):
+            super().__init__()
+            torch.manual_seed(0)
+            self.net = nn.Sequential(nn.Linear(6, 8), nn.Tanh(), nn.Linear(8, 3))
+
+        def forward(self, x):
+            return (self.net(x),)
+
+    x, y = torch.randn(8, 6), torch.arange(8) % 3
+    wrapped = Wrapped()
+    plain = GraSP(50.0)(Probe(wrapped.net, Masks.dense(wrapped.net), [(x, y)]))
+    probe = Probe(
+        wrapped,
+        Masks.dense(wrapped),
+        [(x, y)],
+        loss=lambda model, batch: nn.functional.cross_entropy(model(batch[0])[0], batch[1]),
+    )
+    found = GraSP(50.0)(probe)
+    assert all(torch.equal(found[f"net.{name}"], score) for name, score in plain.items())
+    with pytest.raises(LitPruneError, match="the loss does not call the model itself"):
+        GraSP()(replace(probe, loss=lambda model, batch: model.net(batch[0]).pow(2).sum()))
+
+
+def test_what_cannot_be_differentiated_twice_is_said():
+    model = nn.Sequential(nn.Linear(6, 8), nn.Hardsigmoid(), nn.Linear(8, 3))
+    batch = (torch.randn(8, 6), torch.arange(8) % 3)
+    with pytest.raises(LitPruneError, match="GraSP differentiates twice: derivative for"):
+        GraSP()(Probe(model, Masks.dense(model), [batch]))

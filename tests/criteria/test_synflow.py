@@ -959,7 +959,7 @@ class GRU(nn.Module):
         return self.head(h)
 
 
-class FastGRNN(nn.Module):
+class GatedCell(nn.Module):
     def __init__(self, inputs=4, units=5):
         super().__init__()
         self.w, self.u = nn.Linear(inputs, units, False), nn.Linear(units, units, False)
@@ -995,14 +995,14 @@ def fastgrnn_flow(w, steps=5):
     return (w["head.weight"] @ h).sum()
 
 
-@pytest.mark.parametrize(("cell", "flow"), [(GRU, gru_flow), (FastGRNN, fastgrnn_flow)])
+@pytest.mark.parametrize(("cell", "flow"), [(GRU, gru_flow), (GatedCell, fastgrnn_flow)])
 def test_a_gated_cell_is_scored_step_by_step(cell, flow):
     torch.manual_seed(0)
     model = cell()
     assert_same(synflow(model, (1, 5, 4)), complex_step(flow, weights_of(model)))
 
 
-@pytest.mark.parametrize("cell", [GRU, FastGRNN])
+@pytest.mark.parametrize("cell", [GRU, GatedCell])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 def test_a_hundred_and_twenty_eight_steps_of_a_gated_cell_neither_overflow_nor_vanish(cell, dtype):
     torch.manual_seed(0)
@@ -1015,7 +1015,7 @@ def test_a_hundred_and_twenty_eight_steps_of_a_gated_cell_neither_overflow_nor_v
     assert torch.get_default_dtype() == torch.float32
 
 
-@pytest.mark.parametrize("cell", [GRU, FastGRNN])
+@pytest.mark.parametrize("cell", [GRU, GatedCell])
 def test_the_flow_of_a_gated_cell_grows_by_the_same_factor_in_every_step(cell):
     torch.manual_seed(0)
     model = cell()
@@ -1133,7 +1133,7 @@ GATED = {
     "MobileNetV3's block": (mobilenet_block, (1, 3, 6, 6), ("0.weight", "3.weight")),
     "EfficientNet's block": (efficientnet_block, (1, 3, 6, 6), ("0.weight", "3.weight")),
     "GRU": (GRU, (1, 4, 4), ("w.weight", "head.weight")),
-    "FastGRNN": (FastGRNN, (1, 4, 4), ("w.weight", "head.weight")),
+    "GatedCell": (GatedCell, (1, 4, 4), ("w.weight", "head.weight")),
 }
 
 
@@ -1342,3 +1342,16 @@ def test_a_cell_that_nothing_reaches_has_no_flow_however_its_gradients_grow():
     masks["read.weight"] = torch.zeros(8, 2, dtype=torch.bool)
     scores = SynFlow()(Probe(model, Masks(masks), example=(1, 2)))
     assert all(score.eq(0).all() for score in scores.values())
+
+
+@pytest.mark.filterwarnings("ignore:Initializing zero-element tensors")
+def test_a_layer_of_no_weights_is_no_hindrance():
+    class Beside(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.a, self.z, self.b = nn.Linear(6, 8), nn.Linear(0, 8), nn.Linear(8, 4)
+
+        def forward(self, x):
+            return self.b(self.a(x).relu() + self.z(x[:, :0]))
+
+    assert prune(Beside(), SynFlow(), 20, rounds=3, example=(1, 6)).kept == 20

@@ -13,7 +13,7 @@ from torch.func import functional_call, jacrev
 
 from lit_prune import LitPruneError, Masks, Probe, prune
 from lit_prune.criteria import Wanda
-from lit_prune.errors import NonFiniteScores
+from lit_prune.errors import LitPruneWarning, NonFiniteScores
 from lit_prune.quotas import Uniform
 
 
@@ -403,7 +403,6 @@ def test_large_inputs_do_not_overflow_in_half_precision():
     assert torch.allclose(score.float(), (model.weight.abs() * x).float(), rtol=1e-2)
 
 
-@pytest.mark.xfail(strict=True, reason="equal products share the highest of their places")
 @pytest.mark.parametrize("density", [0.9, 0.7, 0.5])
 def test_units_with_inputs_that_are_always_zero_lose_the_same_share(density):
     torch.manual_seed(0)
@@ -475,3 +474,31 @@ def test_frozen_and_compiled_networks_are_scored_alike():
 def test_without_batches_there_is_nothing_to_score(batches, per_output):
     with pytest.raises(LitPruneError, match="Wanda needs training data: pass batches="):
         prune(conv_net(), Wanda(per_output), "50%", batches=batches)
+
+
+def test_units_and_layers_that_nothing_passes_come_last():
+    torch.manual_seed(0)
+    model = nn.Sequential(
+        nn.Linear(100, 50), nn.Tanh(), nn.Linear(50, 50), nn.Tanh(), nn.Linear(50, 10)
+    )
+    model.unused = nn.Linear(8, 8)
+    model.forward = lambda x: model[4](model[3](model[2](model[1](model[0](x)))))
+    with torch.no_grad():
+        model[2].weight[:10] = 0
+    with pytest.warns(LitPruneWarning, match=r"Wanda saw nothing enter unused\.weight"):
+        masks = prune(model, Wanda(), "4x", batches=[(torch.randn(8, 100),)], loss=run_only)
+    assert not masks["2.weight"][:10].any()
+    assert not masks["unused.weight"].any()
+
+
+def test_a_product_with_a_turned_weight_is_seen():
+    class Turned(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.fc = nn.Linear(6, 4).double()
+
+        def forward(self, x):
+            return x @ self.fc.weight.t()
+
+    model, x = Turned(), numbers(5, 6)
+    assert_same(products(model, [(x,)]), {"fc.weight": model.fc.weight.abs() * x.norm(dim=0)})
