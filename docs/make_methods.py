@@ -16,16 +16,17 @@ from lit_prune.shelf import members
 DOCS = Path(__file__).resolve().parent
 TITLE = "# Methods"
 ABOUT = """\
-Every criterion and quota, from their docstrings (`python docs/make_methods.py` writes this page, and
-a test checks that it is up to date). Each works with direct and effective targets.
+Every criterion and quota, from their docstrings: `python docs/make_methods.py` writes this page,
+and a test checks that it is up to date. Each works with direct and effective targets.
 
 Cost is one round of scoring of ResNet-20 and of VGG-16 at 32x32, as a ratio to one forward and
-backward: of the same batch of 128 for criteria that look at batches, of a batch of 1 for the others;
-seconds are a whole prune to 99 %. `python -m benchmarks.criteria` measured it, see
+backward: of the same batch of 128 for criteria that look at batches, of a batch of 1 for the
+others; seconds are a whole prune to 99 %. `python -m benchmarks.criteria` measured it, see
 [results.md](results.md)."""
 
 
 def main() -> None:
+    """Write the page."""
     (DOCS / "methods.md").write_text(page())
 
 
@@ -54,7 +55,7 @@ def page() -> str:
 def _criterion_row(name: str, kind: type, costs: dict[str, str]) -> tuple[str, ...]:
     said = _said(kind)
     rounds = getattr(kind, "rounds", 1)
-    own = str(rounds) if isinstance(rounds, int) else "its own"
+    own = str(rounds) if isinstance(rounds, int) else "the criterion's"
     return (f"`{name}`", *_source(said), own, said["Needs"], costs.get(name, ""), said["Departs"])
 
 
