@@ -107,21 +107,25 @@ class NPB(Criterion):
         """Check the fields."""
         if self.solver not in get_args(Solver):
             known = ", ".join(get_args(Solver))
-            raise LitPruneError(f"unknown solver {self.solver!r}; known: {known}")
+            raise LitPruneError(f"NPB: unknown solver {self.solver!r}; known: {known}")
         require_object("NPB", "quota", self.quota)
         for name in ("alpha", "beta", "time_limit"):
             if not isinstance(getattr(self, name), int | float):
                 raise LitPruneError(f"NPB: {name}={getattr(self, name)!r} is no number")
         if not 0 <= self.alpha <= 1:
-            raise LitPruneError(f"alpha={self.alpha} is out of range: from 0 to 1")
+            raise LitPruneError(f"NPB: alpha={self.alpha} is out of range: from 0 to 1")
         if not 0 <= self.beta < float("inf"):
-            raise LitPruneError(f"beta={self.beta} is out of range: from 0 up")
+            raise LitPruneError(f"NPB: beta={self.beta} is out of range: from 0 up")
         for name in ("max_per_kernel", "min_per_unit", "chunk", "largest"):
             value = getattr(self, name)
             if not isinstance(value, int) or value < 1:
-                raise LitPruneError(f"{name}={value} is out of range: a whole number from 1 up")
+                raise LitPruneError(
+                    f"NPB: {name}={value} is out of range: a whole number from 1 up"
+                )
         if not self.time_limit > 0:
-            raise LitPruneError(f"time_limit={self.time_limit} is out of range: above 0 seconds")
+            raise LitPruneError(
+                f"NPB: time_limit={self.time_limit} is out of range: above 0 seconds"
+            )
 
     def __call__(self, probe: Probe) -> dict[str, Tensor]:
         """Return the scores; only what ``probe.masks`` keep is chosen.
