@@ -1,16 +1,16 @@
 """Which parameters may be pruned, said once."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from fnmatch import fnmatchcase
 
 from torch import nn
-from torch.nn.modules.conv import _ConvNd
+from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
 from torch.nn.parameter import UninitializedParameter
 
 from lit_prune.errors import LitPruneError, did_you_mean
 from lit_prune.names import plain_name
 
-__all__ = ["Patterns", "prunable"]
+__all__ = ["Patterns", "prunable", "require_rows"]
 
 Patterns = str | Sequence[str] | None
 
@@ -43,6 +43,20 @@ def prunable(
     left_out = _matching(candidates, exclude, "exclude") if exclude is not None else set()
     chosen = {n: p for n, p in candidates.items() if n in kept_in and n not in left_out}
     return {name: _plain_parameter(name, weight) for name, weight in chosen.items()}
+
+
+def require_rows(owner: str, model: nn.Module, names: Iterable[str]) -> None:
+    """Check that the first dimension of the weights ``names`` is that of their output units.
+
+    Raises:
+        LitPruneError: a weight is of a transposed convolution, which ``owner`` does not take.
+    """
+    for name in names:
+        if isinstance(model.get_submodule(name.rpartition(".")[0]), _ConvTransposeNd):
+            raise LitPruneError(
+                f"{owner}: {name} is of a transposed convolution, whose first dimension is not "
+                f"its outputs: pass exclude={name!r}"
+            )
 
 
 def _candidates(model: nn.Module) -> Iterator[tuple[str, object]]:

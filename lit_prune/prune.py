@@ -129,24 +129,16 @@ def prune_by_rounds(
     nothing scored, where the target keeps every connection. The last masks are those asked for; an
     effective target has its search after the rounds.
     """
-    for role, given in (("criterion", criterion), ("quota", quota)):
-        if isinstance(given, type) or (given is not None and not callable(given)):
-            raise LitPruneError(f"{role}={given!r} is no function: pass an object, as in SNIP()")
+    _require_functions(criterion=criterion, quota=quota)
     if search not in get_args(Search):
         known = ", ".join(get_args(Search))
         raise LitPruneError(f"unknown search {search!r}; known: {known}")
     target = Target.parse(target)
     keep = target.count(masks.total)
-    generator = generator or default_generator()
+    generator = default_generator() if generator is None else generator
     if not isinstance(generator, torch.Generator):
         raise LitPruneError(f"generator={generator!r} is no torch.Generator")
-    data: BatchesLike = () if batches is None else batches
-    if not isinstance(data, Iterable) and not callable(data):
-        raise LitPruneError(
-            f"batches={data!r} is neither iterable nor a function of the round's number"
-        )
-    if isinstance(data, Iterator):
-        data = list(data)
+    data = _rereadable(batches)
     spine = Spine(model, criterion, data, loss or cross_entropy, example, generator)
     spine = spine.ready(masks, keep, quota, floor)
     number = rounds_of(criterion, rounds)
@@ -173,6 +165,22 @@ def prune_by_rounds(
     if spine.places is not None:
         # The rearrangement drew from a copy; a generator that goes on gives another next time.
         torch.rand((), generator=generator)
+
+
+def _require_functions(**given: object) -> None:
+    for role, function in given.items():
+        if isinstance(function, type) or (function is not None and not callable(function)):
+            raise LitPruneError(f"{role}={function!r} is no function: pass an object, as in SNIP()")
+
+
+def _rereadable(batches: BatchesLike | None) -> BatchesLike:
+    """Return batches that every round can read."""
+    data: BatchesLike = () if batches is None else batches
+    if not isinstance(data, Iterable) and not callable(data):
+        raise LitPruneError(
+            f"batches={data!r} is neither iterable nor a function of the round's number"
+        )
+    return list(data) if isinstance(data, Iterator) else data
 
 
 def _searched(

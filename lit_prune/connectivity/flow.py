@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from lit_prune.connectivity.algebra import Algebra
@@ -33,7 +32,7 @@ class Flow:
         taps: bool = False,
     ) -> None:
         self._wiring, self._algebra = wiring, algebra
-        self._values = {name: self._laid_out(name, value) for name, value in values.items()}
+        self._values = {name: self._wiring.laid_out(name, value) for name, value in values.items()}
         self._taps = taps
         self._memos: dict[Layer, Any] = {}
         self.at_inputs: dict[Signal, Tensor | None] = {}
@@ -103,7 +102,7 @@ class Flow:
             return
         if weight.name not in found:
             found[weight.name] = self._algebra.nothing(whole)
-        home = self._laid_out(weight.name, found[weight.name])
+        home = self._wiring.laid_out(weight.name, found[weight.name])
         part = weight.of(home)
         part.copy_(self._algebra.either(part, through))
         found[weight.name] = home
@@ -112,15 +111,6 @@ class Flow:
         if step.weight is None or step.weight.name not in self._values:
             return self._algebra.everything(step.weight_shape)
         return step.weight.of(self._values[step.weight.name])
-
-    def _laid_out(self, name: str, value: Tensor) -> Tensor:
-        """Return ``value`` in the memory layout of the weight, whose parts are known by place."""
-        strides = self._wiring.strides[name]
-        if value.stride() == strides:
-            return value
-        return torch.empty_strided(
-            value.shape, strides, dtype=value.dtype, device=value.device
-        ).copy_(value)
 
     def _last_uses(self) -> dict[Signal, int]:
         uses = {x: n for n, step in enumerate(self._wiring.steps) for x in step.inputs}

@@ -92,6 +92,14 @@ class Wiring:
                     reached |= set(step.outputs)
         return found
 
+    def laid_out(self, name: str, value: Tensor) -> Tensor:
+        """Return ``value`` in the memory layout of its weight, whose parts are known by place."""
+        strides = self.strides[name]
+        if value.stride() == strides and value.device == self.device:
+            return value
+        home = torch.empty_strided(value.shape, strides, dtype=value.dtype, device=self.device)
+        return home.copy_(value)
+
     def without_dead_ends(self) -> Wiring:
         """Return the wiring without the steps that lead to no output."""
         wanted, steps = set(self.outputs), []

@@ -1,17 +1,16 @@
 """L1 filter pruning."""
 
-from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
-from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
+from torch.nn.modules.conv import _ConvNd
 
 from lit_prune.criterion import Criterion
-from lit_prune.errors import LitPruneError
 from lit_prune.names import plain_name
 from lit_prune.probe import Probe
+from lit_prune.prunable import require_rows
 
 __all__ = ["L1Filter"]
 
@@ -46,7 +45,7 @@ class L1Filter(Criterion):
         Raises:
             LitPruneError: a layer is a transposed convolution.
         """
-        _require_no_transposed(probe.model, probe.masks)
+        require_rows("L1Filter", probe.model, probe.masks)
         with torch.no_grad():
             weights = probe.masks.parameters(probe.model)
             scores = {}
@@ -64,15 +63,6 @@ def _outputs(model: nn.Module) -> str:
     """Return the name of the last weight in registration order, pruned or not."""
     layers = [n for n, m in model.named_modules() if isinstance(m, nn.Linear | _ConvNd)]
     return plain_name(f"{layers[-1]}.weight".lstrip(".")) if layers else ""
-
-
-def _require_no_transposed(model: nn.Module, names: Iterable[str]) -> None:
-    for name in names:
-        if isinstance(model.get_submodule(name.rpartition(".")[0]), _ConvTransposeNd):
-            raise LitPruneError(
-                f"L1Filter: {name} is of a transposed convolution, whose first dimension is no "
-                f"filter: pass exclude={name!r}"
-            )
 
 
 def _places(norms: Tensor) -> Tensor:

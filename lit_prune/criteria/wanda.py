@@ -1,19 +1,19 @@
 """Wanda: weights and activations."""
 
 import warnings
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor, nn
-from torch.nn.modules.conv import _ConvTransposeNd
+from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from lit_prune.connectivity.recorder import no_fast_attention
 from lit_prune.criterion import Criterion
 from lit_prune.errors import LitPruneError, LitPruneWarning
 from lit_prune.probe import Probe
+from lit_prune.prunable import require_rows
 
 __all__ = ["Wanda"]
 
@@ -53,7 +53,7 @@ class Wanda(Criterion):
                 weights are compared inside output units.
         """
         if self.per_output:
-            _require_no_transposed(probe.model, probe.masks)
+            require_rows("Wanda(per_output=True)", probe.model, probe.masks)
         with probe.masked() as model, torch.no_grad(), no_fast_attention():
             model.eval()
             weights = probe.masks.parameters(model)
@@ -90,15 +90,6 @@ def _places(scores: Tensor) -> Tensor:
 def _wide(numbers: Tensor) -> Tensor:
     """Return numbers in a type in which sums of squares neither overflow nor stand still."""
     return numbers if numbers.dtype in (torch.float32, torch.float64) else numbers.float()
-
-
-def _require_no_transposed(model: nn.Module, names: Iterable[str]) -> None:
-    for name in names:
-        if isinstance(model.get_submodule(name.rpartition(".")[0]), _ConvTransposeNd):
-            raise LitPruneError(
-                f"Wanda: {name} is of a transposed convolution, whose first dimension is no output "
-                f"unit: pass per_output=False or exclude={name!r}"
-            )
 
 
 class _Inputs(TorchDispatchMode):

@@ -16,7 +16,7 @@ from lit_prune.connectivity.layers import Conv, Layer
 from lit_prune.connectivity.walks.choices import Draw, Lists, Walkers, below, flat, unflat, within
 from lit_prune.connectivity.wiring import Copies, Signal, Step, Wiring
 
-__all__ = ["Gate", "Ground", "entrances", "exits", "laid_out", "survey"]
+__all__ = ["Gate", "Ground", "entrances", "exits", "survey"]
 
 
 @dataclass(eq=False)
@@ -118,7 +118,7 @@ def _reached(
 
 def _kept(wiring: Wiring, masks: Mapping[str, Tensor]) -> dict[Layer, Tensor]:
     """Return the mask of each layer, without taps that only touch padding."""
-    homes = {name: laid_out(wiring, name, mask) for name, mask in masks.items()}
+    homes = {name: wiring.laid_out(name, mask) for name, mask in masks.items()}
     kept = {}
     for step in wiring.steps:
         if not isinstance(step, Layer):
@@ -130,14 +130,6 @@ def _kept(wiring: Wiring, masks: Mapping[str, Tensor]) -> dict[Layer, Tensor]:
         if isinstance(step, Conv):
             kept[step] = kept[step] & step.geometry.live_taps.view(step.geometry.kernel)
     return kept
-
-
-def laid_out(wiring: Wiring, name: str, value: Tensor) -> Tensor:
-    """Return ``value`` in the memory layout of its weight, whose parts are known by place."""
-    home = torch.empty_strided(
-        value.shape, wiring.strides[name], dtype=value.dtype, device=wiring.device
-    )
-    return home.copy_(value)
 
 
 # The ends.

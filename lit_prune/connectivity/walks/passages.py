@@ -12,7 +12,7 @@ from torch import Tensor
 
 from lit_prune.connectivity.layers import Conv, Layer
 from lit_prune.connectivity.walks.choices import Draw, Table, Walkers
-from lit_prune.connectivity.walks.ground import Ground, laid_out
+from lit_prune.connectivity.walks.ground import Ground
 from lit_prune.connectivity.wiring import Step, Wiring
 
 __all__ = ["Passage", "Trip", "Visits", "passages_of"]
@@ -186,6 +186,6 @@ def _sizes(wiring: Wiring, step: Layer, weights: Mapping[str, Tensor]) -> np.nda
     """Return the absolute values of a layer's weight."""
     if step.weight is None or step.weight.name not in weights:
         return np.ones(step.weight_shape, np.float32)
-    whole = laid_out(wiring, step.weight.name, weights[step.weight.name].detach())
+    whole = wiring.laid_out(step.weight.name, weights[step.weight.name].detach())
     found = step.weight.of(whole).cpu().abs()
     return (found if found.dtype == torch.float64 else found.float()).numpy()
