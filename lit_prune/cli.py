@@ -399,5 +399,6 @@ def quiet() -> None:
         r".*LeafSpec.*",
         r".*have no `val_dataloader`.*",
         r".*exists and is not empty.*",
+        r".*`srun` command is available.*",
     ):
         warnings.filterwarnings("ignore", noise)

@@ -211,12 +211,13 @@ def _parsed(
 def _plan(asked: argparse.Namespace, others: list[str]) -> Plan:
     """Look up all names, as ``train.py`` would, before anything is scored."""
     targets = [Target.parse(f"{text.removesuffix('x')}x") for text in asked.compressions or GRID]
-    criteria = {name: _parsed(others, name).manager().criterion for name in asked.criteria}
-    quotas = {
-        name: _parsed(others, asked.criteria[0], name).manager().quota for name in asked.quotas
-    }
+    first = asked.criteria[0]
+    criteria = {name: _parsed(others, name).manager() for name in asked.criteria}
+    quotas = {name: _parsed(others, first, name).manager() for name in asked.quotas}
     # Neither can be None but by the name "null", which adds no curve.
-    return Plan(_given(criteria), {GLOBAL: None, **_given(quotas)}, targets)
+    scored = _given({name: manager.scoring.criterion for name, manager in criteria.items()})
+    given = _given({name: manager.scoring.quota for name, manager in quotas.items()})
+    return Plan(scored, {GLOBAL: None, **given}, targets)
 
 
 def _given(named: Mapping[str, Any]) -> dict[str, Any]:
@@ -310,7 +311,7 @@ class _Network:
         return Masks.dense(self.module, self.manager.include, self.manager.exclude)
 
     def inputs(self, dense: Masks) -> tuple[Tensor, ...]:
-        example = self.manager.example
+        example = self.manager.scoring.example
         batches = [] if example is not None else TrainingBatches(self.trainer, 1, self.seed)()
         return Probe(self.module, dense, batches, example=example).inputs()
 
@@ -333,11 +334,11 @@ class _Network:
             Target(keep=keep),
             quota,
             number,
-            TrainingBatches(self.trainer, self.manager.batches, self.seed),
-            self.manager.loss,
+            TrainingBatches(self.trainer, self.manager.scoring.batches, self.seed),
+            self.manager.scoring.loss,
             self.inputs(dense),
             torch.Generator().manual_seed(self.seed),
-            floor=self.manager.floor,
+            floor=self.manager.scoring.floor,
         )
 
 
@@ -346,7 +347,7 @@ def _rows(network: _Network, plan: Plan) -> Iterator[Row]:
     connectivity = network.connectivity(dense)
     keeps = sorted({target.count(dense.total) for target in plan.targets}, reverse=True)
     reached = {name: _reached(quota, dense, keeps) for name, quota in plan.quotas.items()}
-    rounds = {n: rounds_of(c, network.manager.rounds) for n, c in plan.criteria.items()}
+    rounds = {n: rounds_of(c, network.manager.scoring.rounds) for n, c in plan.criteria.items()}
     scored = {n: _ScoredOnce(c) if rounds[n] == 1 else c for n, c in plan.criteria.items()}
     work = sum(rounds.values()) * sum(k < dense.total for ks in reached.values() for k in ks)
     with tqdm(total=work, unit="round", leave=False, disable=None) as bar:

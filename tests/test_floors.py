@@ -17,7 +17,7 @@ FLOORS = [
     },
     {"ranking", "quotas", "backbones", "connectivity", "kernel_allocation", "linear_paths"},
     {"criteria"},
-    {"prune", "spine", "search", "targets", "schedules", "measure"},
+    {"acts", "measure", "prune", "rewiring", "schedules", "search", "spine", "targets", "timing"},
     {"callbacks", "module", "data"},
     {"cli", "complaint", "curve", "run", "report", "__main__"},
 ]

@@ -1,41 +1,37 @@
 """MaskManager: holds the masks through training."""
 
-import warnings
-from collections.abc import Callable, Iterator
-from contextlib import suppress
-from glob import escape
+import math
+from dataclasses import replace
 from typing import Any
 
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.strategies import DDPStrategy, SingleDeviceStrategy
-from torch import Tensor, nn
 from torch.optim import Optimizer
-from tqdm import tqdm
 
-from lit_prune.callbacks.training_batches import TrainingBatches
-from lit_prune.connectivity import Connectivity, UnsupportedOp
-from lit_prune.criteria import Criterion
-from lit_prune.errors import LitPruneError, LitPruneWarning, TargetMissed, first_line
-from lit_prune.masks import Masks, bits_of, zero_pruned_
-from lit_prune.measure import Measurement, measure, unmeasured
-from lit_prune.probe import Example, Loss, Probe
+from lit_prune.acts import Due
+from lit_prune.callbacks.scoring import CriterionLike, QuotaLike, Scoring
+from lit_prune.callbacks.under_way import Standing, UnderWay
+from lit_prune.errors import LitPruneError
+from lit_prune.masks import Masks
+from lit_prune.measure import Measurement
+from lit_prune.probe import Example, Loss
 from lit_prune.prunable import Patterns
-from lit_prune.prune import Search, prune_by_rounds, require_life
-from lit_prune.quotas import Quota
+from lit_prune.prune import Search
 from lit_prune.schedules import Schedule
 from lit_prune.schedules.at_init import AtInit
-from lit_prune.spine import budgets, last, rounds_of
 from lit_prune.targets import Target
-from lit_prune.weights import reinitialise
+from lit_prune.timing import Course
 
 __all__ = ["MaskManager"]
 
 _FLOPS = ("flops/effective", "effective_flops")
+# More steps than any epoch has: asks a schedule for its length should it know them.
+_MANY = 2**62
 
 
 class MaskManager(Callback):
-    """Prunes a LightningModule when training starts, and keeps it pruned to the bit.
+    """Prunes a LightningModule when its schedule says so, and keeps it pruned to the bit.
 
     From the prune on, every pruned weight, its gradient and the optimizer state of its shape are
     exactly zero after every optimizer step. Masks are named as in the module's state dict
@@ -57,8 +53,11 @@ class MaskManager(Callback):
         generator: the source of all randomness; None is one seeded by ``torch.initial_seed()``.
         include: name pattern or patterns of what may be pruned.
         exclude: pattern or patterns of what may not.
-        schedule: when to prune and how far each time.
-        masks: a file of masks to use instead of scoring; a target beside it must be what it keeps.
+        schedule: when to prune and how far each time, and what to rewind. One that knows how long
+            the training takes must agree with ``Trainer(max_epochs=...)``, or sets it where that
+            is -1.
+        masks: a file of masks to use instead of scoring; a target beside it must be what it keeps,
+            and the schedule must prune but once.
         search: how an effective target is found, ``"curve"`` or ``"reprune"`` (see ``prune``).
         prune_ineffective: also remove what is kept but ineffective.
         allow_collapse: train a network of which nothing is effective, instead of an error.
@@ -70,16 +69,19 @@ class MaskManager(Callback):
     Attributes:
         masks: the current masks; None before training starts.
         measurement: what they leave, layer by layer: effective connections, dead units, FLOPs.
+        scoring: how masks are found.
+        standing: where the training stands: all that a checkpoint holds of it.
 
     Raises:
-        LitPruneError: neither masks nor both a criterion and a target are given.
+        LitPruneError: neither masks nor both a criterion and a target are given; or the schedule
+            has its own say how far to prune, and there is a target too.
     """
 
     def __init__(
         self,
-        criterion: Criterion | Callable[[Probe], dict[str, Tensor]] | None = None,
+        criterion: CriterionLike | None = None,
         target: Target | str | int | float | None = None,
-        quota: Quota | Callable[[dict[str, torch.Size], int], dict[str, int]] | None = None,
+        quota: QuotaLike | None = None,
         rounds: int | None = None,
         batches: int = 1,
         loss: Loss | None = None,
@@ -95,286 +97,267 @@ class MaskManager(Callback):
         floor: int | str | None = None,
         reinitialise: bool = False,
     ) -> None:
-        if masks is None and (criterion is None or target is None):
-            raise LitPruneError("pruning needs a criterion and a target, or masks=FILE")
+        _require_purpose(criterion, target, masks, schedule)
         if batches < 1:
             raise LitPruneError(f"batches={batches} is out of range: at least 1")
-        self.criterion = criterion
-        self.target = None if target is None else Target.parse(target)
-        self.quota = quota
-        self.rounds = rounds
-        self.batches = batches
-        self.loss = loss
-        self.example = example
-        self.generator = generator
-        self.include, self.exclude = include, exclude
         self.schedule = schedule
-        self.masks_file = masks
-        self.search: Search = search
-        self.prune_ineffective = prune_ineffective
-        self.allow_collapse = allow_collapse
-        self.floor = floor
+        self.target = None if target is None else Target.parse(target)
         self.reinitialise = reinitialise
-        self.masks: Masks | None = None
-        self.measurement: Measurement | None = None
+        self.include, self.exclude = include, exclude
+        self.generator = generator
+        self.scoring = Scoring(
+            criterion,
+            self.target,
+            quota,
+            rounds,
+            batches,
+            loss,
+            example,
+            search,
+            prune_ineffective,
+            allow_collapse,
+            floor,
+            masks,
+        )
         self._seed: int | None = None
+        self._standing = Standing()
+        self._training: UnderWay | None = None
+        # The place in the schedule: what is due, how much of it is done, and where it began.
+        self._plan: list[Due] = []
+        self._course: Course | None = None
+        self._done = 0
         self._first_epoch: int | None = None
-        self._epochs_asked = 0
-        self._pruned: list[tuple[nn.Parameter, Tensor]] = []
+        self._first_step = 0
         self._proven_at: int | None = None
+
+    @property
+    def masks(self) -> Masks | None:
+        """The current masks; None before training starts."""
+        return self._standing.masks if self._training is None else self._training.masks
+
+    @property
+    def measurement(self) -> Measurement | None:
+        """What the masks leave, layer by layer."""
+        return (self._training or self).standing.measurement
+
+    @property
+    def standing(self) -> Standing:
+        """Where the training stands."""
+        return self._standing if self._training is None else self._training.standing
 
     # The hooks, in the order in which Lightning calls them.
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Note the seed of the run; refuse strategies that cut parameters into shards."""
+        """Note the seed of the run, refuse what shards parameters, agree on the length."""
         if self._seed is None:
             self._seed = torch.initial_seed()
-        if stage == "fit" and not isinstance(trainer.strategy, DDPStrategy | SingleDeviceStrategy):
-            raise LitPruneError(
-                f"masks need whole parameters on every rank; {type(trainer.strategy).__name__} "
-                "does not give them; use trainer.strategy=ddp or a single device"
-            )
+        if stage == "fit":
+            _require_whole_parameters(trainer)
+            if not self._done:
+                _agree_on_length(self.schedule, trainer)
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Put stored or restored masks to work again."""
+        """Plan the training, and put stored or restored masks to work."""
         if self._first_epoch is None:
-            self._first_epoch = trainer.current_epoch
-        if self.masks is not None:
-            if self.measurement is None:
-                self._measured(self.masks, trainer, pl_module)
-            self._hold(self.masks, trainer, pl_module)
+            self._first_epoch, self._first_step = trainer.current_epoch, trainer.global_step
+        standing = self.standing
+        if standing.masks is None:
+            dense = Masks.dense(pl_module, self.include, self.exclude)
+            standing = replace(standing, masks=dense)
+        assert self._seed is not None
+        self._training = UnderWay(
+            self.scoring, trainer, pl_module, standing, self._seed, self.generator
+        )
+        self._proven_at = trainer.global_step
+        self._plan_course(trainer, self._training.masks.total)
 
     def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Prune where the schedule says so; log the sparsity."""
-        epoch = trainer.current_epoch - (self._first_epoch or 0)
-        if epoch >= self._epochs_asked:
-            self._epochs_asked = epoch + 1
-            self._follow_schedule(epoch, trainer, pl_module)
-        if self.masks is not None:
-            pl_module.log("sparsity/direct", self.masks.sparsity, sync_dist=True)
-        if self.measurement is not None:
-            found = self.measurement.totals()
-            for tag, key in (("sparsity/effective", "effective_sparsity"), _FLOPS):
-                if (value := found[key]) is not None:
-                    pl_module.log(tag, float(value), sync_dist=True)
+        """Do what is due with this epoch; log the sparsity."""
+        self._do_what_is_due(trainer, trainer.current_epoch)
+        assert self._training is not None
+        self._training.measure()
+        self._log_sparsity(trainer, pl_module)
 
     def on_before_optimizer_step(
         self, trainer: Trainer, pl_module: LightningModule, optimizer: Optimizer
     ) -> None:
         """Zero the gradients of pruned weights: after unscaling, before clipping and the step."""
-        for weight, bits in self._pruned:
-            if weight.grad is not None:
-                zero_pruned_(weight.grad, bits)
+        assert self._training is not None
+        self._do_what_is_due(trainer, trainer.current_epoch, in_step=True)
+        self._training.before_step()
 
     def on_train_batch_end(self, trainer: Trainer, *args: Any) -> None:
-        """After the first step with new masks, prove that the optimizer leaves zeros zero."""
+        """Do what is due after so many steps; prove that the optimizer leaves zeros zero."""
         if self._proven_at is not None and trainer.global_step > self._proven_at:
             self._proven_at = None
-            self._prove(trainer)
+            self._prove()
+        # What is due with an epoch waits for its start.
+        self._do_what_is_due(trainer, epoch=-1)
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Prove it again, before the epoch's checkpoint: a first step may have moved nothing."""
-        self._prove(trainer)
+        assert self._training is not None
+        self._prove()
+        self._training.measure()
 
     def state_dict(self) -> dict[str, Any]:
-        """Return the masks and the place in the schedule, as plain tensors and numbers."""
+        """Return where the training and its schedule stand, as plain tensors and numbers."""
         return {
-            "masks": None if self.masks is None else dict(self.masks.to("cpu")),
+            **self.standing.plain(),
             "first_epoch": self._first_epoch,
-            "epochs_asked": self._epochs_asked,
-            "measurement": None if self.measurement is None else self.measurement.plain(),
+            "first_step": self._first_step,
+            "done": self._done,
+            "generator": None if self.generator is None else self.generator.get_state(),
         }
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Take over the masks and the place in the schedule of a checkpoint."""
-        self.masks = None if state_dict["masks"] is None else Masks(state_dict["masks"])
-        self._first_epoch = state_dict["first_epoch"]
-        self._epochs_asked = state_dict["epochs_asked"]
-        if (measured := state_dict.get("measurement")) is not None:
-            self.measurement = Measurement.from_plain(measured)
+        """Take over where a checkpoint stands."""
+        state = dict(state_dict)
+        self._first_epoch = state.pop("first_epoch")
+        self._first_step = state.pop("first_step")
+        self._done = state.pop("done")
+        generator = state.pop("generator")
+        if self.generator is not None and generator is not None:
+            self.generator.set_state(generator)
+        self._standing, self._training = Standing.from_plain(state), None
 
-    # What the hooks do.
+    # What else a run asks for.
 
-    def _follow_schedule(self, epoch: int, trainer: Trainer, pl_module: LightningModule) -> None:
-        if self.masks_file is not None:
-            if epoch == 0:
-                masks = self._stored(self.masks_file, pl_module)
-                masks = self._measured(masks, trainer, pl_module)
-                self._require_effective(self.masks_file, masks.total)
-                self._draw_anew(trainer, pl_module)
-                self._hold(masks, trainer, pl_module)
-            return
-        assert self.target is not None
-        masks = self.masks or Masks.dense(pl_module, self.include, self.exclude)
-        keep = self.schedule.keep_from(epoch, masks.total, self.target.count(masks.total))
-        if keep is not None:
-            masks = self._prune(masks, keep, trainer, pl_module)
-            # Every rank scores its own share of data; rank 0's masks hold for all.
-            masks = Masks(trainer.strategy.broadcast(dict(masks.to("cpu"))))
-            masks = self._measured(masks, trainer, pl_module)
-            self._draw_anew(trainer, pl_module)
-            self._hold(masks, trainer, pl_module)
+    def ends_level(self, epoch: int) -> bool:
+        """Whether a new level of sparsity begins in the epoch after ``epoch``."""
+        if self._course is None:
+            return False
+        following = epoch + 1 - (self._first_epoch or 0)
+        starts = (due.time for due in self._plan if due.act.opens_level)
+        return any(self._course.epoch(time) == following for time in starts)
 
-    def _draw_anew(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        if self.reinitialise:
-            # Ranks may differ in their seeds; their weights must not.
-            seed = trainer.strategy.broadcast(self._generator().initial_seed())
-            reinitialise(pl_module, int(seed))
-            for optimizer in trainer.optimizers:
-                optimizer.state.clear()
+    # How it is done.
 
-    def _stored(self, path: str, pl_module: LightningModule) -> Masks:
-        """Load masks; they must be of this model, and a target beside them what they keep."""
-        masks = Masks.load(path)
-        masks.parameters(pl_module)
-        target = self.target
-        if target is not None and target.measure == "direct":
-            _require_count(path, masks.kept, masks.total, target)
-        return masks
+    def _plan_course(self, trainer: Trainer, total: int) -> None:
+        epochs = trainer.max_epochs
+        self._course = Course(
+            total=total,
+            keep=self.scoring.count(total) if self.schedule.wants_target else None,
+            epochs=None if epochs in (None, -1) else epochs - (self._first_epoch or 0),
+            steps=_steps_an_epoch(trainer),
+        )
+        self._plan = self.schedule.plan(self._course)
+        _require_within(self.schedule, self._plan, self._course)
+        prunes = sum(due.act.prunes for due in self._plan)
+        if self.scoring.masks_file is not None and prunes != 1:
+            raise LitPruneError(
+                f"masks={self.scoring.masks_file} goes with a schedule that prunes once; "
+                f"{type(self.schedule).__name__} prunes {prunes} times"
+            )
 
-    def _require_effective(self, path: str, total: int) -> None:
-        """Check stored masks against an effective target, which is met from above.
+    def _do_what_is_due(self, trainer: Trainer, epoch: int, in_step: bool = False) -> None:
+        """Do all acts whose time has come: that of epochs up to ``epoch``, and of steps done."""
+        training, before = self._training, self._done
+        assert training is not None
+        while self._done < len(self._plan):
+            time, act = self._plan[self._done]
+            now = epoch if time.unit == "ep" else trainer.global_step - self._first_step
+            is_early = now - (self._first_epoch or 0) * (time.unit == "ep") < time.count
+            if is_early or (act.takes_gradients and not in_step):
+                break
+            if act.takes_gradients and not training.gradients_are_finite():
+                break
+            act.do(training)
+            self._done += 1
+        done = self._plan[before : self._done]
+        if self.reinitialise and any(due.act.opens_level for due in done):
+            training.draw_anew()
+        if done:
+            self._proven_at = trainer.global_step
 
-        One that no threshold meets leaves a few more; many more are of another target.
-        """
+    def _log_sparsity(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        assert self.masks is not None
         assert self.measurement is not None
-        kept = self.measurement.totals()["effective_kept"]
-        if kept is None or self.target is None or self.target.measure == "direct":
-            return
-        wanted = self.target.count(total)
-        text = (
-            f"of the masks of {path} {int(kept)} of {total} connections are effective, the target "
-            f"{self.target} asks for {wanted}"
-        )
-        if not wanted <= kept <= 1.1 * wanted + 100:
-            raise LitPruneError(text)
-        if kept > wanted:
-            warnings.warn_explicit(text, TargetMissed, "lit_prune", 0)
+        found = self.measurement.totals()
+        values = {
+            "sparsity/direct": self.masks.sparsity,
+            "sparsity/effective": found["effective_sparsity"],
+            _FLOPS[0]: found[_FLOPS[1]],
+        }
+        known = {tag: float(value) for tag, value in values.items() if value is not None}
+        for tag, value in known.items():
+            pl_module.log(tag, value, logger=False, sync_dist=True)
+        # Written at once: what an epoch averages is written after its checkpoint, where a kill
+        # would lose it.
+        for logger in trainer.loggers:
+            logger.log_metrics(known, step=trainer.global_step)
 
-    def _prune(
-        self, masks: Masks, keep: int, trainer: Trainer, pl_module: LightningModule
-    ) -> Masks:
-        assert self.criterion is not None
-        assert self.target is not None
-        exact = Target(keep=keep, measure=self.target.measure)
-        target = self.target if self.target.count(masks.total) == keep else exact
-        generator = self._generator()
-        data = TrainingBatches(trainer, self.batches, generator.initial_seed())
-        example = self.example
-        if example is None and keep < masks.total:
-            # Criteria that need neither go without.
-            with suppress(LitPruneError):
-                example = self._inputs(masks, trainer, pl_module)
-        steps = prune_by_rounds(
-            pl_module,
-            masks,
-            self.criterion,
-            target,
-            self.quota,
-            self.rounds,
-            data,
-            self.loss,
-            example,
-            generator,
-            self.search,
-            self.prune_ineffective,
-            self.allow_collapse,
-            self.floor,
-        )
-        number = len(list(budgets(masks.kept, keep, rounds_of(self.criterion, self.rounds))))
-        with warnings.catch_warnings():
-            if not trainer.is_global_zero:
-                # Rank 0's masks hold for all, and so does its warning.
-                warnings.simplefilter("ignore", TargetMissed)
-            try:
-                return last(_shown(steps, number, trainer), masks)
-            finally:
-                data.close()
-
-    def _measured(self, masks: Masks, trainer: Trainer, pl_module: LightningModule) -> Masks:
-        """Measure what the masks leave; return them, without what is ineffective if so wished.
-
-        A module that cannot be followed from an example is trained all the same.
-
-        Raises:
-            LitPruneError: nothing effective is left, and that is not allowed.
-        """
-        self.measurement, inputs = unmeasured(masks), None
-        try:
-            inputs = self._inputs(masks, trainer, pl_module)
-            names = [escape(name) for name in masks]
-            effective = Connectivity(pl_module, inputs, include=names).effective(masks)
-        except LitPruneError as error:
-            why = first_line(error)
-            text = f"effective sparsity is not measured: {why}"
-            warnings.warn_explicit(text, LitPruneWarning, "lit_prune", 0)
-            if inputs is not None and isinstance(error, UnsupportedOp):
-                self.measurement = measure(pl_module, masks, None, inputs)
-            return masks
-        if not self.allow_collapse:
-            require_life(effective.kept)
-        masks = effective if self.prune_ineffective else masks
-        self.measurement = measure(pl_module, masks, effective, inputs)
-        return masks
-
-    def _inputs(
-        self, masks: Masks, trainer: Trainer, pl_module: LightningModule
-    ) -> tuple[Tensor, ...]:
-        seed = self._generator().initial_seed()
-        batches = [] if self.example is not None else TrainingBatches(trainer, 1, seed)()
-        return Probe(pl_module, masks, batches, example=self.example).inputs()
-
-    def _generator(self) -> torch.Generator:
-        return self.generator or torch.Generator().manual_seed(self._seed or 0)
-
-    def _prove(self, trainer: Trainer) -> None:
-        for optimizer in trainer.optimizers:
-            _require_zeros(optimizer, self._pruned)
-
-    def _hold(self, masks: Masks, trainer: Trainer, pl_module: LightningModule) -> None:
-        """From now on these masks hold: in the weights, their gradients and optimizer states."""
-        weights = masks.parameters(pl_module)
-        self.masks = Masks({name: masks[name].to(w.device) for name, w in weights.items()})
-        self.masks.apply(pl_module)
-        self._pruned = [
-            (weight, bits_of(self.masks[name]))
-            for name, weight in weights.items()
-            if not bool(self.masks[name].all())
-        ]
-        for weight, bits in self._pruned:
-            if weight.grad is not None:
-                zero_pruned_(weight.grad, bits)
-            for state in _states_of(weight, trainer.optimizers):
-                zero_pruned_(state, bits)
-        self._proven_at = trainer.global_step
+    def _prove(self) -> None:
+        assert self._training is not None
+        self._training.require_zeros()
 
 
-def _require_count(path: str, kept: int, total: int, target: Target) -> None:
-    if target.count(total) != kept:
+def _require_purpose(
+    criterion: object, target: object, masks: str | None, schedule: Schedule
+) -> None:
+    """Check that it is said, once, what to prune down to."""
+    name = type(schedule).__name__
+    if not schedule.wants_target:
+        if target is not None:
+            raise LitPruneError(
+                f"the schedule {schedule} says how far to prune, and so does the target {target}: "
+                "give one of them"
+            )
+        if criterion is None:
+            raise LitPruneError(f"pruning by the schedule {name} needs a criterion")
+    elif masks is None and (criterion is None or target is None):
+        raise LitPruneError("pruning needs a criterion and a target, or masks=FILE")
+
+
+def _require_whole_parameters(trainer: Trainer) -> None:
+    if not isinstance(trainer.strategy, DDPStrategy | SingleDeviceStrategy):
         raise LitPruneError(
-            f"the masks of {path} keep {kept} of {total} connections, the target {target} asks for "
-            f"{target.count(total)}"
+            f"masks need whole parameters on every rank; {type(trainer.strategy).__name__} "
+            "does not give them; use trainer.strategy=ddp or a single device"
         )
 
 
-def _shown(steps: Iterator[Masks], number: int, trainer: Trainer) -> Iterator[Masks]:
-    bar = trainer.progress_bar_callback
-    shown = bar is not None and getattr(bar, "is_enabled", False)
-    return iter(tqdm(steps, "scoring round", number, leave=False, disable=not shown))
+def _agree_on_length(schedule: Schedule, trainer: Trainer) -> None:
+    """Let the trainer take as many epochs as the schedule, where that knows.
+
+    Raises:
+        LitPruneError: the trainer was told otherwise.
+    """
+    if schedule.length(_MANY) is None:
+        return
+    length = schedule.length(None)
+    if length is None:
+        trainer.fit_loop.setup_data()
+        length = schedule.length(_steps_an_epoch(trainer))
+    name, given = type(schedule).__name__, trainer.max_epochs
+    if trainer.max_steps != -1:
+        raise LitPruneError(
+            f"the schedule {name} takes {length} epochs, and trainer.max_steps={trainer.max_steps} "
+            "may end it before; leave it out"
+        )
+    if given == -1:
+        trainer.fit_loop.max_epochs = length
+    elif given != trainer.current_epoch + (length or 0):
+        raise LitPruneError(
+            f"the schedule {name} takes {length} epochs, and trainer.max_epochs is {given}: set it "
+            f"to {length}, or leave it out of a config (-1 in your own Trainer)"
+        )
 
 
-def _states_of(weight: nn.Parameter, optimizers: list[Optimizer]) -> list[Tensor]:
-    """Return the optimizer states of the weight's own shape."""
-    states = [o.state[weight] for o in optimizers if weight in o.state]
-    tensors = [value for state in states for value in state.values() if isinstance(value, Tensor)]
-    return [tensor for tensor in tensors if tensor.shape == weight.shape]
+def _require_within(schedule: Schedule, plan: list[Due], course: Course) -> None:
+    """Check that all of the plan happens before the training ends."""
+    if course.epochs is None:
+        return
+    for time, _ in plan:
+        if course.epoch(time) >= course.epochs:
+            raise LitPruneError(
+                f"the schedule {type(schedule).__name__} goes on until {time}, and the training "
+                f"ends after {course.epochs} epochs"
+            )
 
 
-def _require_zeros(optimizer: Optimizer, pruned: list[tuple[nn.Parameter, Tensor]]) -> None:
-    for weight, bits in pruned:
-        for tensor in (weight.detach(), *_states_of(weight, [optimizer])):
-            if bool((tensor[bits == 0] != 0).any()):
-                raise LitPruneError(
-                    f"{type(optimizer).__name__} moves pruned weights, or keeps a state for them "
-                    "that cannot be zero; use SGD, Adam, AdamW, RMSprop or Adagrad"
-                )
+def _steps_an_epoch(trainer: Trainer) -> int | None:
+    batches = trainer.num_training_batches
+    if math.isinf(batches):
+        return None
+    return math.ceil(batches / trainer.accumulate_grad_batches)

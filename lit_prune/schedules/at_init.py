@@ -2,15 +2,18 @@
 
 from dataclasses import dataclass
 
+from lit_prune.acts import Due, Prune
 from lit_prune.schedules.schedule import Schedule
+from lit_prune.timing import Course, Time
 
 __all__ = ["AtInit"]
 
 
 @dataclass(frozen=True)
 class AtInit(Schedule):
-    """Prune once, before the first step of training, straight to the target."""
+    """Prunes once, before the first step of training, straight to the target."""
 
-    def keep_from(self, epoch: int, total: int, keep: int) -> int | None:
-        """Return ``keep`` at the first epoch, and nothing later."""
-        return keep if epoch == 0 else None
+    def plan(self, course: Course) -> list[Due]:
+        """Return one prune, at the start."""
+        assert course.keep is not None
+        return [Due(Time(0, "ep"), Prune(course.keep))]

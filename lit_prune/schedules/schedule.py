@@ -2,21 +2,37 @@
 
 from abc import ABC, abstractmethod
 
+from lit_prune.acts import Due
+from lit_prune.timing import Course
+
 __all__ = ["Schedule"]
 
 
 class Schedule(ABC):
-    """Says when to prune and how far; it knows neither the model nor the criterion."""
+    """Says what happens to a training when; it knows neither the model nor the criterion.
+
+    A member is a frozen dataclass in a file of its own in ``lit_prune/schedules``. Its plan is a
+    list of acts (:mod:`lit_prune.acts`), and masks only lose connections from one ``Prune`` to the
+    next, down to exactly what the target keeps.
+    """
 
     @abstractmethod
-    def keep_from(self, epoch: int, total: int, keep: int) -> int | None:
-        """Return how many connections are kept from the start of ``epoch`` on.
+    def plan(self, course: Course) -> list[Due]:
+        """Return the acts of the whole training, in the order in which they are done.
+
+        An act at ``3ep`` is done before the first batch of epoch 3 (counted from 0), one at
+        ``500it`` after optimizer step 500.
+        """
+
+    def length(self, steps: int | None) -> int | None:
+        """Return how many epochs the training takes; None leaves that to the trainer.
 
         Args:
-            epoch: counted from the first epoch of training, 0.
-            total: the number of prunable connections.
-            keep: the number that the target keeps in the end.
-
-        Returns:
-            The number to prune down to, or None where nothing changes.
+            steps: optimizer steps in an epoch; None where these are not known.
         """
+        return None
+
+    @property
+    def wants_target(self) -> bool:
+        """Whether the target says how far to prune; else the schedule does by itself."""
+        return True

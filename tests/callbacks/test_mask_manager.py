@@ -31,7 +31,8 @@ from lit_prune import (
     Target,
     prune,
 )
-from lit_prune.callbacks import SeededEpochs, mask_manager
+from lit_prune.acts import Due, Prune
+from lit_prune.callbacks import SeededEpochs, scoring
 from lit_prune.connectivity import UnsupportedOp
 from lit_prune.criteria import SNIP, Criterion, Magnitude, Random, SynFlow
 from lit_prune.data import Digits
@@ -39,7 +40,8 @@ from lit_prune.data.batches import Images
 from lit_prune.data.images import ImagesInMemory
 from lit_prune.measure import Measurement, measure
 from lit_prune.quotas import ERK, Uniform
-from lit_prune.schedules import AtInit, Schedule
+from lit_prune.schedules import Schedule
+from lit_prune.timing import Course, Time
 
 pytestmark = pytest.mark.filterwarnings("ignore::lit_prune.errors.TargetMissed")
 
@@ -258,12 +260,13 @@ def test_two_optimizers_stepped_by_hand_obey_the_zero_law():
 
 def test_a_prune_in_the_middle_of_training_zeroes_the_state_that_went_before():
     class Later(Schedule):
-        def keep_from(self, epoch: int, total: int, keep: int) -> int | None:
-            return {1: 2 * keep, 2: keep}.get(epoch)
+        def plan(self, course: Course) -> list[Due]:
+            keeps = {1: 2 * course.keep, 2: course.keep}
+            return [Due(Time(epoch, "ep"), Prune(keep)) for epoch, keep in keeps.items()]
 
     class FromFirstPrune(ZeroLaw):
         def check(self, *args) -> None:
-            if self.manager.masks is not None:
+            if self.manager.masks.sparsity:
                 super().check(*args)
 
     for optimizer in (partial(SGD, lr=0.1, momentum=0.9), partial(Adam, lr=0.01)):
@@ -918,8 +921,9 @@ def test_a_layer_that_is_left_out_need_not_be_prunable(target):
 
 def test_every_prune_is_measured_anew():
     class Later(Schedule):
-        def keep_from(self, epoch: int, total: int, keep: int) -> int | None:
-            return {1: 2 * keep, 2: keep}.get(epoch)
+        def plan(self, course: Course) -> list[Due]:
+            keeps = {1: 2 * course.keep, 2: course.keep}
+            return [Due(Time(epoch, "ep"), Prune(keep)) for epoch, keep in keeps.items()]
 
     class Note(pl.Callback):
         def __init__(self):
@@ -931,7 +935,8 @@ def test_every_prune_is_measured_anew():
 
     manager, note = MaskManager(Magnitude(), "10x effective", schedule=Later()), Note()
     train(own(), manager, note, epochs=4)
-    assert note.seen[0] == (None, None, None)
+    dense, found, logged = note.seen[0]
+    assert (dense.sparsity, found.totals()["effective_sparsity"], logged) == (0, 0, 0)
     wanted = Target(compression=10).count(TOTAL)
     paths = connectivity(own(), manager.masks)
     for epoch, least in ((1, 2 * wanted), (2, wanted), (3, wanted)):
@@ -973,8 +978,8 @@ def test_a_measurement_survives_a_checkpoint_and_is_not_made_again(tmp_path, mon
     def refuse(*args):
         raise AssertionError("measured again")
 
-    monkeypatch.setattr(mask_manager, "measure", refuse)
-    monkeypatch.setattr(mask_manager, "Connectivity", refuse)
+    monkeypatch.setattr(scoring, "measure", refuse)
+    monkeypatch.setattr(scoring, "Connectivity", refuse)
     second = MaskManager(SNIP(), "5x effective")
     law = ZeroLaw(second)
     make_trainer(second, law, epochs=2).fit(
@@ -1180,10 +1185,6 @@ def test_a_strategy_that_cuts_parameters_is_refused_before_training(stage):
             manager.setup(fake, own(), stage)
     else:
         manager.setup(fake, own(), stage)
-
-
-def test_at_init_prunes_at_the_first_epoch_and_never_again():
-    assert [AtInit().keep_from(epoch, 100, 7) for epoch in range(3)] == [7, None, None]
 
 
 class Leak(pl.Callback):

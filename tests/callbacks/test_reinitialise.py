@@ -12,9 +12,11 @@ from torch.optim import SGD, Adam
 from torch.utils.data import DataLoader, TensorDataset
 
 from lit_prune import LitPruneError, MaskManager
+from lit_prune.acts import Due, Prune
 from lit_prune.callbacks import SeededEpochs
 from lit_prune.criteria import SNIP, Magnitude
 from lit_prune.schedules import Schedule
+from lit_prune.timing import Time
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore:.*does not have many workers"),
@@ -157,8 +159,9 @@ def test_a_generator_that_is_given_decides():
 class Twice(Schedule):
     """Prunes at the start, and once more in the second epoch."""
 
-    def keep_from(self, epoch, total, keep):
-        return {0: 2 * keep, 1: keep}.get(epoch)
+    def plan(self, course):
+        keeps = {0: 2 * course.keep, 1: course.keep}
+        return [Due(Time(epoch, "ep"), Prune(keep)) for epoch, keep in keeps.items()]
 
 
 @pytest.mark.parametrize("optimizer", [partial(SGD, lr=0.1, momentum=0.9), partial(Adam, lr=0.01)])
@@ -180,8 +183,8 @@ def test_every_prune_draws_anew():
 
 def test_without_a_prune_nothing_is_drawn():
     class Never(Schedule):
-        def keep_from(self, epoch, total, keep):
-            return None
+        def plan(self, course):
+            return []
 
     module = own()
     before = module.net[6].bias.detach().clone()

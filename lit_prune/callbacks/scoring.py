@@ -1,0 +1,180 @@
+"""Scoring: how the mask manager finds masks for a module in training, and measures them."""
+
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import suppress
+from dataclasses import dataclass
+from glob import escape
+
+import torch
+from lightning.pytorch import LightningModule, Trainer
+from torch import Tensor
+from tqdm import tqdm
+
+from lit_prune.callbacks.training_batches import TrainingBatches
+from lit_prune.connectivity import Connectivity, UnsupportedOp
+from lit_prune.criteria import Criterion
+from lit_prune.errors import LitPruneError, LitPruneWarning, TargetMissed, first_line
+from lit_prune.masks import Masks
+from lit_prune.measure import Measurement, measure, unmeasured
+from lit_prune.probe import Example, Loss, Probe
+from lit_prune.prune import Search, prune_by_rounds, require_life
+from lit_prune.quotas import Quota
+from lit_prune.spine import budgets, last, rounds_of
+from lit_prune.targets import Target
+
+__all__ = ["Scoring"]
+
+CriterionLike = Criterion | Callable[[Probe], dict[str, Tensor]]
+QuotaLike = Quota | Callable[[dict[str, torch.Size], int], dict[str, int]]
+
+
+@dataclass(frozen=True)
+class Scoring:
+    """How masks are found; the attributes are arguments of :class:`MaskManager`."""
+
+    criterion: CriterionLike | None
+    target: Target | None
+    quota: QuotaLike | None
+    rounds: int | None
+    batches: int
+    loss: Loss | None
+    example: Example
+    search: Search
+    prune_ineffective: bool
+    allow_collapse: bool
+    floor: int | str | None
+    masks_file: str | None
+
+    def count(self, total: int) -> int | None:
+        """Return how many of ``total`` connections the target or the file of masks keeps."""
+        if self.target is not None:
+            return self.target.count(total)
+        return None if self.masks_file is None else Masks.load(self.masks_file).kept
+
+    def pruned(
+        self,
+        masks: Masks,
+        keep: int,
+        trainer: Trainer,
+        pl_module: LightningModule,
+        generator: torch.Generator,
+    ) -> Masks:
+        """Return the masks that keep ``keep`` connections, counted as the target counts them."""
+        if self.masks_file is not None:
+            return self._stored(self.masks_file, pl_module)
+        assert self.criterion is not None
+        data = TrainingBatches(trainer, self.batches, generator.initial_seed())
+        example = self.example
+        if example is None and keep < masks.total:
+            # Criteria that need neither go without.
+            with suppress(LitPruneError):
+                example = self._inputs(masks, trainer, pl_module, generator.initial_seed())
+        steps = prune_by_rounds(
+            pl_module,
+            masks,
+            self.criterion,
+            self._target(masks.total, keep),
+            self.quota,
+            self.rounds,
+            data,
+            self.loss,
+            example,
+            generator,
+            self.search,
+            self.prune_ineffective,
+            self.allow_collapse,
+            self.floor,
+        )
+        number = len(list(budgets(masks.kept, keep, rounds_of(self.criterion, self.rounds))))
+        with warnings.catch_warnings():
+            if not trainer.is_global_zero:
+                # All ranks find the same masks; one warning will do.
+                warnings.simplefilter("ignore", TargetMissed)
+            try:
+                return last(_shown(steps, number, trainer), masks)
+            finally:
+                data.close()
+
+    def measured(
+        self, masks: Masks, trainer: Trainer, pl_module: LightningModule, seed: int
+    ) -> tuple[Masks, Measurement]:
+        """Return the masks, without what is ineffective if so wished, and what they leave.
+
+        A module that cannot be followed from an example is trained all the same.
+
+        Raises:
+            LitPruneError: nothing effective is left, and that is not allowed; or stored masks do
+                not meet an effective target.
+        """
+        inputs = None
+        try:
+            inputs = self._inputs(masks, trainer, pl_module, seed)
+            names = [escape(name) for name in masks]
+            effective = Connectivity(pl_module, inputs, include=names).effective(masks)
+        except LitPruneError as error:
+            text = f"effective sparsity is not measured: {first_line(error)}"
+            warnings.warn_explicit(text, LitPruneWarning, "lit_prune", 0)
+            if inputs is not None and isinstance(error, UnsupportedOp):
+                return masks, measure(pl_module, masks, None, inputs)
+            return masks, unmeasured(masks)
+        if not self.allow_collapse:
+            require_life(effective.kept)
+        masks = effective if self.prune_ineffective else masks
+        return masks, measure(pl_module, masks, effective, inputs)
+
+    def require_stored(self, measurement: Measurement, total: int) -> None:
+        """Check stored masks against an effective target, which is met from above.
+
+        One that no threshold meets leaves a few more; many more are of another target.
+        """
+        kept = measurement.totals()["effective_kept"]
+        target = self.target
+        if self.masks_file is None or kept is None or target is None or target.measure == "direct":
+            return
+        wanted = target.count(total)
+        text = (
+            f"of the masks of {self.masks_file} {int(kept)} of {total} connections are effective, "
+            f"the target {target} asks for {wanted}"
+        )
+        if not wanted <= kept <= 1.1 * wanted + 100:
+            raise LitPruneError(text)
+        if kept > wanted:
+            warnings.warn_explicit(text, TargetMissed, "lit_prune", 0)
+
+    def _target(self, total: int, keep: int) -> Target:
+        """Return the target itself where it is meant, so that messages say it as it was given."""
+        if self.target is None:
+            return Target(keep=keep)
+        if self.target.count(total) == keep:
+            return self.target
+        return Target(keep=keep, measure=self.target.measure)
+
+    def _stored(self, path: str, pl_module: LightningModule) -> Masks:
+        """Load masks; they must be of this model, and a target beside them what they keep."""
+        masks = Masks.load(path)
+        masks.parameters(pl_module)
+        target = self.target
+        if target is not None and target.measure == "direct":
+            _require_count(path, masks.kept, masks.total, target)
+        return masks
+
+    def _inputs(
+        self, masks: Masks, trainer: Trainer, pl_module: LightningModule, seed: int
+    ) -> tuple[Tensor, ...]:
+        batches = [] if self.example is not None else TrainingBatches(trainer, 1, seed)()
+        return Probe(pl_module, masks, batches, example=self.example).inputs()
+
+
+def _require_count(path: str, kept: int, total: int, target: Target) -> None:
+    if target.count(total) != kept:
+        raise LitPruneError(
+            f"the masks of {path} keep {kept} of {total} connections, the target {target} asks for "
+            f"{target.count(total)}"
+        )
+
+
+def _shown(steps: Iterator[Masks], number: int, trainer: Trainer) -> Iterator[Masks]:
+    bar = trainer.progress_bar_callback
+    shown = bar is not None and getattr(bar, "is_enabled", False)
+    return iter(tqdm(steps, "scoring round", number, leave=False, disable=not shown))

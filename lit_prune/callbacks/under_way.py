@@ -1,0 +1,281 @@
+"""UnderWay: a training under way, and what a schedule may have done to it."""
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from lightning.pytorch import LightningModule, Trainer
+from torch import Tensor, nn
+
+from lit_prune.acts import Grow
+from lit_prune.callbacks.hold import Hold, averages
+from lit_prune.callbacks.scoring import Scoring
+from lit_prune.callbacks.snapshot import Snapshot
+from lit_prune.masks import Masks
+from lit_prune.measure import Measurement
+from lit_prune.rewiring import rewired
+from lit_prune.weights import reinitialise
+
+__all__ = ["Standing", "UnderWay"]
+
+# Sets the random numbers of one prune apart from those of the next.
+_APART = 0x9E3779B97F4A7C15
+
+
+@dataclass(frozen=True)
+class Standing:
+    """Where a training stands: all that a resumed one must know.
+
+    Attributes:
+        masks: what is kept; None before training starts.
+        measurement: what the masks leave; None where they changed since it was made.
+        changes: how many times masks were looked for.
+        snapshot: what a rewind puts back.
+        picked: what will be kept, where a schedule has picked what to remove.
+        strength: of the L2 penalty on what is picked.
+        everywhere: whether the penalty is on every connection instead.
+        rates: the learning rates of the last optimizer step, group by group.
+        is_held: whether the rate no longer follows the module's schedule.
+    """
+
+    masks: Masks | None = None
+    measurement: Measurement | None = None
+    changes: int = 0
+    snapshot: Snapshot | None = None
+    picked: Masks | None = None
+    strength: float = 0.0
+    everywhere: bool = False
+    rates: tuple[float, ...] = ()
+    is_held: bool = False
+
+    def plain(self) -> dict[str, Any]:
+        """Return it as plain tensors and numbers, which a checkpoint may hold."""
+        return {
+            **{n: getattr(self, n) for n in ("changes", "strength", "everywhere", "is_held")},
+            "rates": [float(rate) for rate in self.rates],
+            "masks": None if self.masks is None else dict(self.masks.to("cpu")),
+            "picked": None if self.picked is None else dict(self.picked.to("cpu")),
+            "measurement": None if self.measurement is None else self.measurement.plain(),
+            "snapshot": None if self.snapshot is None else self.snapshot.plain(),
+        }
+
+    @classmethod
+    def from_plain(cls, plain: dict[str, Any]) -> "Standing":
+        """Read what :meth:`plain` wrote."""
+        kinds: dict[str, Callable[[Any], Any]] = {
+            "rates": tuple,
+            "masks": Masks,
+            "picked": Masks,
+            "measurement": Measurement.from_plain,
+            "snapshot": Snapshot.from_plain,
+        }
+        given = {name: value for name, value in plain.items() if value is not None}
+        return cls(**{n: kinds[n](x) if n in kinds else x for n, x in given.items()})
+
+
+class UnderWay:
+    """A training under way: the acts of a schedule, done to a Lightning module.
+
+    Args:
+        scoring: how masks are found.
+        trainer: the trainer.
+        pl_module: the module in training.
+        standing: where the training stands, with masks.
+        seed: of all randomness, equal on all ranks.
+        generator: a source of randomness instead.
+    """
+
+    def __init__(
+        self,
+        scoring: Scoring,
+        trainer: Trainer,
+        pl_module: LightningModule,
+        standing: Standing,
+        seed: int,
+        generator: torch.Generator | None,
+    ) -> None:
+        assert standing.masks is not None
+        self._standing = standing
+        self._rates: list[Any] = list(standing.rates)
+        self._scoring = scoring
+        self._trainer, self._module = trainer, pl_module
+        self._seed, self._generator = seed, generator
+        self._hold = Hold(standing.masks, trainer, pl_module)
+        self._pulled: list[tuple[nn.Parameter, Tensor]] = []
+        self._take_hold_of_pulled()
+        if standing.is_held:
+            self._rest_schedulers()
+
+    @property
+    def standing(self) -> Standing:
+        """Where the training stands."""
+        return replace(self._standing, rates=tuple(self._rates))
+
+    @property
+    def masks(self) -> Masks:
+        """What is kept."""
+        return self._hold.masks
+
+    # What a schedule asks for.
+
+    def prune(self, keep: int) -> None:
+        """Prune down to ``keep`` connections, and measure what is left."""
+        self._settle(self._found(keep))
+        assert self._standing.measurement is not None
+        self._scoring.require_stored(self._standing.measurement, self.masks.total)
+
+    def pick(self, keep: int) -> None:
+        """Choose what a prune down to ``keep`` would remove, and remove nothing yet."""
+        self._stand(picked=self._found(keep), everywhere=False)
+        self._take_hold_of_pulled()
+
+    def push(self, strength: float, everywhere: bool) -> None:
+        """Set the L2 penalty on what is picked, or on every connection."""
+        self._stand(strength=strength, everywhere=everywhere)
+        self._take_hold_of_pulled()
+
+    def prune_picked(self) -> None:
+        """Remove what was picked, and measure what is left."""
+        assert self._standing.picked is not None
+        masks = self._standing.picked
+        self._stand(picked=None, strength=0.0)
+        self._settle(masks)
+        self._take_hold_of_pulled()
+
+    def rewire(self, share: float, by: Grow) -> None:
+        """Replace a share of every layer's connections; what is left is measured later."""
+        weights = self.masks.parameters(self._module)
+        growth = self._random(weights) if by == "random" else self._gradients(weights)
+        self._take_over(rewired(self.masks, weights, growth, share))
+        self._stand(measurement=None)
+
+    def remember(self, weights: bool) -> None:
+        """Take a snapshot."""
+        self._stand(snapshot=Snapshot.taken(self._trainer, self._module, weights))
+
+    def rewind_weights(self) -> None:
+        """Put back everything of the snapshot; pruned weights stay zero."""
+        assert self._standing.snapshot is not None
+        self._standing.snapshot.put_back(self._trainer, self._module)
+        self._take_over(self.masks)
+
+    def rewind_rates(self) -> None:
+        """Put back the learning-rate schedule of the snapshot."""
+        assert self._standing.snapshot is not None
+        self._standing.snapshot.put_back_rates(self._trainer)
+
+    def hold_rate(self, rate: float | None) -> None:
+        """Train on with ``rate``, or the last; the module's schedule rests."""
+        groups = [g for optimizer in self._trainer.optimizers for g in optimizer.param_groups]
+        rates = [rate] * len(groups) if rate is not None else self._rates
+        for group, value in zip(groups, rates, strict=False):
+            if isinstance(group["lr"], Tensor):
+                group["lr"].fill_(value)
+            else:
+                group["lr"] = value
+        self._stand(is_held=True)
+        self._rest_schedulers()
+
+    # What the mask manager asks for.
+
+    def draw_anew(self) -> None:
+        """Draw new weights under the same masks; optimizers and averages start anew."""
+        # Ranks may differ in their generators; their weights must not.
+        seed = self._trainer.strategy.broadcast(self._first_seed())
+        reinitialise(self._module, int(seed))
+        for optimizer in self._trainer.optimizers:
+            optimizer.state.clear()
+        for average in averages(self._trainer):
+            average.module.load_state_dict(self._module.state_dict())
+            average.n_averaged.zero_()
+        self._take_over(self.masks)
+
+    def measure(self) -> None:
+        """Measure what the masks leave, unless they are measured."""
+        if self._standing.measurement is None:
+            as_it_is = replace(self._scoring, prune_ineffective=False)
+            seed = self._first_seed()
+            _, found = as_it_is.measured(self.masks, self._trainer, self._module, seed)
+            self._stand(measurement=found)
+
+    def gradients_are_finite(self) -> bool:
+        """Whether the gradients of all weights are finite: a scaled loss may overflow."""
+        weights = self.masks.parameters(self._module).values()
+        return all(bool(w.grad.isfinite().all()) for w in weights if w.grad is not None)
+
+    def before_step(self) -> None:
+        """Pull what is pushed, zero the gradients of what is pruned, note the rates."""
+        for weight, pulled in self._pulled:
+            if weight.grad is not None:
+                weight.grad.addcmul_(weight.detach(), pulled, value=self._standing.strength)
+        self._hold.zero_gradients()
+        groups = [g for optimizer in self._trainer.optimizers for g in optimizer.param_groups]
+        rates = (group["lr"] for group in groups)
+        self._rates = [rate.clone() if isinstance(rate, Tensor) else rate for rate in rates]
+
+    def require_zeros(self) -> None:
+        """Check that every pruned weight and its optimizer states are zero."""
+        self._hold.require_zeros()
+
+    # How it is done.
+
+    def _stand(self, **changes: Any) -> None:
+        self._standing = replace(self._standing, **changes)
+
+    def _found(self, keep: int) -> Masks:
+        """Return the masks of a prune down to ``keep``."""
+        generator = self._source()
+        masks = self._scoring.pruned(self.masks, keep, self._trainer, self._module, generator)
+        self._stand(changes=self._standing.changes + 1)
+        # Every rank scores its own share of data; rank 0's masks hold for all.
+        return Masks(self._trainer.strategy.broadcast(dict(masks.to("cpu"))))
+
+    def _settle(self, masks: Masks) -> None:
+        """Measure masks and take them over."""
+        masks, measurement = self._scoring.measured(
+            masks, self._trainer, self._module, self._first_seed()
+        )
+        self._stand(measurement=measurement)
+        self._take_over(masks)
+
+    def _take_over(self, masks: Masks) -> None:
+        self._hold = Hold(masks, self._trainer, self._module)
+        self._stand(masks=self._hold.masks)
+
+    def _take_hold_of_pulled(self) -> None:
+        """Note which weights the penalty is on."""
+        standing, masks = self._standing, self.masks
+        kept = standing.picked
+        self._pulled = []
+        if standing.strength and (standing.everywhere or kept is not None):
+            for name, weight in masks.parameters(self._module).items():
+                pulled = masks[name]
+                if not standing.everywhere and kept is not None:
+                    pulled = pulled & ~kept[name].to(pulled.device)
+                self._pulled.append((weight, pulled.to(weight.dtype)))
+
+    def _rest_schedulers(self) -> None:
+        self._trainer.strategy.lr_scheduler_configs = []
+
+    def _first_seed(self) -> int:
+        return self._seed if self._generator is None else self._generator.initial_seed()
+
+    def _source(self) -> torch.Generator:
+        """Return the source of randomness for the next prune."""
+        if self._generator is not None:
+            return self._generator
+        seed = (self._seed + _APART * self._standing.changes) % 2**63
+        return torch.Generator().manual_seed(seed)
+
+    def _random(self, weights: dict[str, nn.Parameter]) -> dict[str, Tensor]:
+        source = self._source()
+        self._stand(changes=self._standing.changes + 1)
+        drawn = {name: torch.rand(w.shape, generator=source) for name, w in weights.items()}
+        return {name: drawn[name].to(w.device) for name, w in weights.items()}
+
+    def _gradients(self, weights: dict[str, nn.Parameter]) -> dict[str, Tensor]:
+        return {
+            name: torch.zeros_like(w) if w.grad is None else w.grad.abs()
+            for name, w in weights.items()
+        }

@@ -1,0 +1,75 @@
+"""Growing regularisation of what is picked: GReg-1."""
+
+import math
+from dataclasses import dataclass
+from itertools import pairwise
+
+from lit_prune.acts import Due, Pick, PrunePicked, Push
+from lit_prune.schedules.ranges import require
+from lit_prune.schedules.schedule import Schedule
+from lit_prune.timing import Course, Time
+
+__all__ = ["GReg1"]
+
+
+@dataclass(frozen=True)
+class GReg1(Schedule):
+    r"""Pulls what is to be pruned to zero by an L2 penalty that grows, and then removes it.
+
+    At ``begin`` the criterion picks, once, what the target will remove. The gradient of what is
+    picked gets :math:`\lambda w`, where :math:`\lambda` rises by ``step`` from period to period up
+    to ``ceiling``. After the last period, and ``settle`` more, it is removed, and the network
+    trains on without it.
+
+    Source: Wang et al. 2021, "Neural pruning via growing regularization", arXiv 2012.09243,
+    algorithm 1; ``begin``, its dense training, comes before.
+
+    Args:
+        begin: how long the dense network trains first.
+        every: the period, such as ``10it``.
+        step: by how much the penalty rises in a period; 1e-4 in the paper.
+        ceiling: where it ends; 1 in the paper.
+        settle: how long the network trains under the full penalty.
+    """
+
+    begin: str
+    every: str = "10it"
+    step: float = 1e-4
+    ceiling: float = 1.0
+    settle: str = "0it"
+
+    def __post_init__(self) -> None:
+        """Check the ranges."""
+        require(self, "every", Time.parse(self.every).count >= 1, "at least 1")
+        require(self, "step", self.step > 0, "above 0")
+        require(self, "ceiling", self.ceiling >= self.step, f"at least step={self.step}")
+        for time in (self.begin, self.settle):
+            Time.parse(time)
+
+    def plan(self, course: Course) -> list[Due]:
+        """Return the pick, every rise of the penalty, and the prune."""
+        assert course.keep is not None
+        begin = course.step(self.begin)
+        rises, end = growth(course, begin, self.every, self.step, self.ceiling)
+        end += course.step(self.settle)
+        return [
+            Due(course.at(begin), Pick(course.keep)),
+            *(Due(course.at(when), Push(strength)) for when, strength in rises),
+            Due(course.at(end), PrunePicked()),
+        ]
+
+
+def growth(
+    course: Course, begin: int, every: str, step: float, ceiling: float, start: float = 0.0
+) -> tuple[list[tuple[int, float]], int]:
+    """Return the optimizer steps at which a penalty rises, to how much, and where the last ends.
+
+    >>> growth(Course(total=1), 100, "10it", step=0.4, ceiling=1.0)
+    ([(100, 0.4), (110, 0.8), (120, 1.0)], 130)
+    """
+    period = course.step(every)
+    number = math.ceil(round((ceiling - start) / step, 9))
+    heights = [min(start + step * rise, ceiling) for rise in range(1, number + 1)]
+    rises = [(begin + period * turn, height) for turn, height in enumerate(heights)]
+    assert all(a[1] < b[1] for a, b in pairwise(rises))
+    return rises, begin + period * number
