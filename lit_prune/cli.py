@@ -25,13 +25,14 @@ from lightning.pytorch.loggers import TensorBoardLogger
 from torch import nn
 
 from lit_prune import backbones, criteria, data, quotas, schedules
-from lit_prune.callbacks import MaskManager, Progress, SeededEpochs
+from lit_prune.callbacks import Levels, MaskManager, Progress, SeededEpochs
 from lit_prune.complaint import complaint
 from lit_prune.data.images import ImagesInMemory
 from lit_prune.errors import LitPruneError, LitPruneWarning, UnreadableFile, first_line
 from lit_prune.module import LitClassifier
 from lit_prune.probe import undisturbed
 from lit_prune.run import RunFolder, environment, folder_name, mask_summary
+from lit_prune.schedules import Schedule
 from lit_prune.shelf import members
 
 __all__ = ["MISTAKES", "TrainCLI", "main", "make_trainer", "parsed", "quiet", "require_fit"]
@@ -204,9 +205,9 @@ class TrainCLI(LightningCLI):
         self, folder: RunFolder
     ) -> tuple[LightningModule, LightningDataModule, MaskManager, Trainer]:
         """Build the module, the data, the mask manager and the trainer."""
-        _require_length(self.config.trainer)
         with _complaints():
             built = self.parser.instantiate(self.config)
+            _require_length(built.trainer, built.pruning.schedule)
             trainer = make_trainer(dict(built.trainer), built.pruning, folder)
         return built.model, built.data, built.pruning, trainer
 
@@ -273,7 +274,7 @@ def _arguments_of(class_path: str) -> list[str]:
 def make_trainer(settings: dict[str, Any], manager: MaskManager, folder: RunFolder) -> Trainer:
     """Return the trainer of the config, with our defaults where the config says nothing."""
     chosen = {name: value for name, value in settings.items() if value is not None}
-    callbacks: list[Callback] = [SeededEpochs(), manager]
+    callbacks: list[Callback] = [SeededEpochs(), manager, Levels(folder.path)]
     if chosen.setdefault("enable_progress_bar", sys.stdout.isatty()):
         callbacks.append(Progress())
     if chosen.get("enable_checkpointing", True):
@@ -297,7 +298,8 @@ def _last_checkpoint(folder: RunFolder) -> ModelCheckpoint:
     )
 
 
-def _require_length(trainer: Any) -> None:
+def _require_length(trainer: Any, schedule: Schedule) -> None:
+    """Check how long the training is; a schedule that knows says so where the config does not."""
     epochs, steps = trainer.max_epochs, trainer.max_steps
     if epochs is not None and epochs < 1:
         raise LitPruneError(f"trainer.max_epochs={epochs} is out of range: at least 1")
@@ -306,7 +308,9 @@ def _require_length(trainer: Any) -> None:
     for name in ("log_every_n_steps", "accumulate_grad_batches", "check_val_every_n_epoch"):
         if (value := trainer[name]) is not None and value < 1:
             raise LitPruneError(f"trainer.{name}={value} is out of range: at least 1")
-    if epochs is None and steps < 1:
+    if epochs is None and schedule.fixes_length:
+        trainer.max_epochs = -1
+    elif epochs is None and steps < 1:
         raise LitPruneError("trainer.max_epochs is not set: how long is the training?")
 
 

@@ -29,6 +29,7 @@ def rewired(
     Raises:
         LitPruneError: the share is out of range.
 
+    >>> import torch
     >>> masks = Masks({"w": torch.tensor([True, True, False, False])})
     >>> weights, growth = torch.tensor([3.0, 1.0, 0.0, 0.0]), torch.tensor([0.0, 0.1, 0.2, 0.9])
     >>> rewired(masks, {"w": weights}, {"w": growth}, share=0.5)["w"].tolist()

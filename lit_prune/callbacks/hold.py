@@ -1,8 +1,9 @@
 """Hold: masks at work in a training."""
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 
-from lightning.pytorch import LightningModule, Trainer
+from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.callbacks import WeightAveraging
 from torch import Tensor, nn
 from torch.optim import Optimizer
@@ -11,7 +12,7 @@ from torch.optim.swa_utils import AveragedModel
 from lit_prune.errors import LitPruneError
 from lit_prune.masks import Masks, bits_of, zero_pruned_
 
-__all__ = ["Hold", "averages"]
+__all__ = ["Hold", "averaged", "averages"]
 
 
 class Hold:
@@ -56,9 +57,27 @@ class Hold:
 
 def averages(trainer: Trainer) -> Iterator[AveragedModel]:
     """Yield the running averages of the weights that Lightning's callbacks hold."""
-    for callback in trainer.callbacks:  # type: ignore[attr-defined]
-        if isinstance(callback, WeightAveraging) and callback._average_model is not None:
+    for callback in _averaging(trainer):
+        if callback._average_model is not None:
             yield callback._average_model
+
+
+@contextmanager
+def averaged(trainer: Trainer, pl_module: LightningModule) -> Iterator[None]:
+    """Lend the module with its averaged weights, where there are any, as validation sees it."""
+    holders = [c for c in _averaging(trainer) if c._average_model is not None]
+    for callback in holders:
+        callback._swap_models(pl_module)
+    try:
+        yield
+    finally:
+        for callback in reversed(holders):
+            callback._swap_models(pl_module)
+
+
+def _averaging(trainer: Trainer) -> list[WeightAveraging]:
+    callbacks: Iterable[Callback] = trainer.callbacks  # type: ignore[attr-defined]
+    return [callback for callback in callbacks if isinstance(callback, WeightAveraging)]
 
 
 def _states_of(weight: nn.Parameter, optimizers: list[Optimizer]) -> list[Tensor]:

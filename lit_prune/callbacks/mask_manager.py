@@ -26,8 +26,6 @@ from lit_prune.timing import Course
 __all__ = ["MaskManager"]
 
 _FLOPS = ("flops/effective", "effective_flops")
-# More steps than any epoch has: asks a schedule for its length should it know them.
-_MANY = 2**62
 
 
 class MaskManager(Callback):
@@ -323,7 +321,7 @@ def _agree_on_length(schedule: Schedule, trainer: Trainer) -> None:
     Raises:
         LitPruneError: the trainer was told otherwise.
     """
-    if schedule.length(_MANY) is None:
+    if not schedule.fixes_length:
         return
     length = schedule.length(None)
     if length is None:
@@ -346,14 +344,14 @@ def _agree_on_length(schedule: Schedule, trainer: Trainer) -> None:
 
 def _require_within(schedule: Schedule, plan: list[Due], course: Course) -> None:
     """Check that all of the plan happens before the training ends."""
-    if course.epochs is None:
+    if course.epochs is None or not plan:
         return
-    for time, _ in plan:
-        if course.epoch(time) >= course.epochs:
-            raise LitPruneError(
-                f"the schedule {type(schedule).__name__} goes on until {time}, and the training "
-                f"ends after {course.epochs} epochs"
-            )
+    last = plan[-1].time
+    if course.epoch(last) >= course.epochs:
+        raise LitPruneError(
+            f"the schedule {type(schedule).__name__} has work to do at {last}, and the training "
+            f"ends with epoch {course.epochs}"
+        )
 
 
 def _steps_an_epoch(trainer: Trainer) -> int | None:

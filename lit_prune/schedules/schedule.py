@@ -7,6 +7,9 @@ from lit_prune.timing import Course
 
 __all__ = ["Schedule"]
 
+# More steps than any epoch has.
+_MANY = 2**62
+
 
 class Schedule(ABC):
     """Says what happens to a training when; it knows neither the model nor the criterion.
@@ -31,6 +34,11 @@ class Schedule(ABC):
             steps: optimizer steps in an epoch; None where these are not known.
         """
         return None
+
+    @property
+    def fixes_length(self) -> bool:
+        """Whether the schedule says how long the training takes, once it knows the steps."""
+        return self.length(_MANY) is not None
 
     @property
     def wants_target(self) -> bool:

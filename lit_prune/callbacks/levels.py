@@ -1,0 +1,174 @@
+"""Levels: a row and a file of masks for every level of sparsity."""
+
+import csv
+import io
+import time
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.strategies import SingleDeviceStrategy
+from lightning.pytorch.utilities.model_helpers import is_overridden
+
+from lit_prune.callbacks.hold import averaged
+from lit_prune.callbacks.mask_manager import MaskManager
+from lit_prune.files import write_whole
+from lit_prune.measure import Measurement
+from lit_prune.probe import same_random_state
+
+__all__ = ["LevelRow", "Levels"]
+
+
+class LevelRow(NamedTuple):
+    """One level of sparsity, as a row of a table, when its training ended.
+
+    Attributes:
+        level: its number; 0 is what training began with.
+        epoch: how many epochs were trained until then, from the start.
+        kept: how many connections the masks keep.
+        direct_sparsity: the share that the masks prune.
+        effective_sparsity: the share that is masked or on no path; None where it is not known.
+        collapsed_layers: how many layers have no effective connection left (none that is kept,
+            where it is not known which are effective).
+        val_accuracy: ``val/accuracy`` of the level's last epoch; None where there is none.
+        test_accuracy: ``test/accuracy`` then; None where there are no test data.
+        seconds: how long the level took, prune and test included.
+    """
+
+    level: int
+    epoch: int
+    kept: int
+    direct_sparsity: float
+    effective_sparsity: float | None
+    collapsed_layers: int
+    val_accuracy: float | None
+    test_accuracy: float | None
+    seconds: float
+
+
+class Levels(Callback):
+    """Writes ``levels.csv`` and ``masks/level_NN.safetensors`` as each level of sparsity ends.
+
+    A level ends with the last epoch before the schedule of the :class:`MaskManager` prunes again,
+    and with the training. Both files appear whole, before the epoch's checkpoint; a run that was
+    killed between them and is continued writes them again, the same but for the seconds.
+
+    Args:
+        folder: where to; nothing is written where it is None.
+
+    Attributes:
+        rows: the levels that ended.
+    """
+
+    def __init__(self, folder: str | Path | None = None) -> None:
+        self.folder = None if folder is None else Path(folder)
+        self.rows: list[LevelRow] = []
+        self._seconds = 0.0
+        self._since = time.monotonic()
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Start the clock."""
+        self._since = time.monotonic()
+
+    def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Write a row where a level ends with this epoch."""
+        epoch = trainer.current_epoch
+        if _manager(trainer).ends_level(epoch) or epoch + 1 == trainer.max_epochs:
+            self._end_level(trainer, pl_module, epoch + 1)
+
+    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Write the last row of a training that was stopped early."""
+        if not self.rows or self.rows[-1].epoch < trainer.current_epoch:
+            self._end_level(trainer, pl_module, trainer.current_epoch)
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return the rows, and how long the level has taken so far."""
+        seconds = self._seconds + time.monotonic() - self._since
+        return {"rows": [list(row) for row in self.rows], "seconds": seconds}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Take over the rows of a checkpoint."""
+        self.rows = [LevelRow(*row) for row in state_dict["rows"]]
+        self._seconds = state_dict["seconds"]
+
+    def _end_level(self, trainer: Trainer, pl_module: LightningModule, epochs: int) -> None:
+        manager = _manager(trainer)
+        assert manager.masks is not None
+        assert manager.measurement is not None
+        val, test = trainer.callback_metrics.get("val/accuracy"), _tested(trainer, pl_module)
+        row = LevelRow(
+            level=len(self.rows),
+            epoch=epochs,
+            kept=manager.masks.kept,
+            direct_sparsity=manager.masks.sparsity,
+            effective_sparsity=manager.measurement.totals()["effective_sparsity"],
+            collapsed_layers=_collapsed(manager.measurement),
+            val_accuracy=None if val is None else float(val),
+            test_accuracy=test,
+            seconds=round(self._seconds + time.monotonic() - self._since, 3),
+        )
+        self.rows.append(row)
+        self._seconds, self._since = 0.0, time.monotonic()
+        if self.folder is not None and trainer.is_global_zero:
+            masks = self.folder / "masks" / f"level_{row.level:02}.safetensors"
+            masks.parent.mkdir(parents=True, exist_ok=True)
+            manager.masks.save(masks)
+            write_whole(self.folder / "levels.csv", _as_csv(self.rows))
+
+
+def _manager(trainer: Trainer) -> MaskManager:
+    callbacks: Iterable[Callback] = trainer.callbacks  # type: ignore[attr-defined]
+    return next(callback for callback in callbacks if isinstance(callback, MaskManager))
+
+
+def _collapsed(measurement: Measurement) -> int:
+    left = [row.kept if row.effective is None else row.effective for row in measurement.layers]
+    return left.count(0)
+
+
+class _InPlace(SingleDeviceStrategy):
+    """Leaves a module that is in training where it is."""
+
+    def teardown(self) -> None:
+        """Tear nothing down."""
+
+
+def _tested(trainer: Trainer, pl_module: LightningModule) -> float | None:
+    """Return ``test/accuracy`` on all test data, in the middle of a fit.
+
+    A trainer tests nothing while it trains, so another one does; the random numbers of training
+    are as they were.
+    """
+    source = getattr(trainer, "datamodule", None) or pl_module
+    loader = source.test_dataloader() if is_overridden("test_dataloader", source) else None
+    if not loader or not is_overridden("test_step", pl_module):
+        return None
+    device = trainer.strategy.root_device
+    tester = Trainer(
+        strategy=_InPlace(device),
+        accelerator=device.type,
+        devices=1 if device.type == "cpu" else [device.index or 0],
+        precision=trainer.precision,
+        limit_test_batches=trainer.limit_test_batches,
+        inference_mode=False,  # or the states of metrics could not be used in training again
+        logger=False,
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+    )
+    try:
+        with same_random_state(0), averaged(trainer, pl_module):
+            (found,) = tester.test(pl_module, loader, verbose=False)
+    finally:
+        pl_module.trainer = trainer
+    accuracy = found.get("test/accuracy")
+    return None if accuracy is None else float(accuracy)
+
+
+def _as_csv(rows: Iterable[LevelRow]) -> str:
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(LevelRow._fields)
+    writer.writerows(rows)
+    return text.getvalue()
