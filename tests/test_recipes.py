@@ -18,7 +18,8 @@ from lit_prune.shelf import members
 
 ROOT = Path(__file__).resolve().parents[1]
 METHODS = sorted((ROOT / "configs" / "methods").glob("*.yaml"))
-RECIPES = sorted(p for p in (ROOT / "configs").glob("*_*.yaml") if "short" not in p.stem)
+OTHERS = {"mnist_lenet300100_short", "mnist_lenet300100_imp"}
+RECIPES = sorted(p for p in (ROOT / "configs").glob("*_*.yaml") if p.stem not in OTHERS)
 QUICK = {"mnist_lenet300100", "cifar10_lenet5"}
 SHAPES = {"mnist": (1, 28, 28), "cifar10": (3, 32, 32), "cifar100": (3, 32, 32)}
 FOLDERS = {"tinyimagenet": 200, "imagenet": 10}
