@@ -7,6 +7,7 @@ from glob import escape
 from typing import Any
 
 import torch
+import torch.distributed as dist
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.strategies import DDPStrategy, SingleDeviceStrategy
 from torch import Tensor, nn
@@ -23,6 +24,7 @@ from lit_prune.probe import Example, Loss, Probe
 from lit_prune.prunable import Patterns
 from lit_prune.prune import Search, prune_by_rounds, require_life
 from lit_prune.quotas import Quota
+from lit_prune.ranks import ALONE, DistributedRanks, Ranks
 from lit_prune.schedules import Schedule
 from lit_prune.schedules.at_init import AtInit
 from lit_prune.spine import budgets, last, rounds_of
@@ -54,7 +56,8 @@ class MaskManager(Callback):
             ones.
         loss: ``loss(module, batch)`` for scoring; None is cross-entropy on ``(x, y)``.
         example: an input or its shape; None takes one from the first batch.
-        generator: the source of all randomness; None is one seeded by ``torch.initial_seed()``.
+        generator: the source of all randomness; None is one seeded by ``torch.initial_seed()``. Of
+            many processes rank 0's counts.
         include: name pattern or patterns of what may be pruned.
         exclude: pattern or patterns of what may not.
         schedule: when to prune and how far each time.
@@ -128,7 +131,7 @@ class MaskManager(Callback):
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Note the seed of the run; refuse strategies that cut parameters into shards."""
         if self._seed is None:
-            self._seed = torch.initial_seed()
+            self._seed = int(trainer.strategy.broadcast(torch.initial_seed()))
         if stage == "fit" and not isinstance(trainer.strategy, DDPStrategy | SingleDeviceStrategy):
             raise LitPruneError(
                 f"masks need whole parameters on every rank; {type(trainer.strategy).__name__} "
@@ -140,6 +143,7 @@ class MaskManager(Callback):
         if self._first_epoch is None:
             self._first_epoch = trainer.current_epoch
         if self.masks is not None:
+            _ranks(trainer).require_same(self.masks)
             if self.measurement is None:
                 self._measured(self.masks, trainer, pl_module)
             self._hold(self.masks, trainer, pl_module)
@@ -199,6 +203,7 @@ class MaskManager(Callback):
         if self.masks_file is not None:
             if epoch == 0:
                 masks = self._stored(self.masks_file, pl_module)
+                _ranks(trainer).require_same(masks)
                 masks = self._measured(masks, trainer, pl_module)
                 self._require_effective(self.masks_file, masks.total)
                 self._draw_anew(trainer, pl_module)
@@ -209,8 +214,7 @@ class MaskManager(Callback):
         keep = self.schedule.keep_from(epoch, masks.total, self.target.count(masks.total))
         if keep is not None:
             masks = self._prune(masks, keep, trainer, pl_module)
-            # Every rank scores its own share of data; rank 0's masks hold for all.
-            masks = Masks(trainer.strategy.broadcast(dict(masks.to("cpu"))))
+            _ranks(trainer).require_same(masks)
             masks = self._measured(masks, trainer, pl_module)
             self._draw_anew(trainer, pl_module)
             self._hold(masks, trainer, pl_module)
@@ -280,11 +284,12 @@ class MaskManager(Callback):
             self.prune_ineffective,
             self.allow_collapse,
             self.floor,
+            _ranks(trainer),
         )
         number = len(list(budgets(masks.kept, keep, rounds_of(self.criterion, self.rounds))))
         with warnings.catch_warnings():
             if not trainer.is_global_zero:
-                # Rank 0's masks hold for all, and so does its warning.
+                # All have the same masks, and one warning is enough.
                 warnings.simplefilter("ignore", TargetMissed)
             try:
                 return last(_shown(steps, number, trainer), masks)
@@ -347,6 +352,13 @@ class MaskManager(Callback):
             for state in _states_of(weight, trainer.optimizers):
                 zero_pruned_(state, bits)
         self._proven_at = trainer.global_step
+
+
+def _ranks(trainer: Trainer) -> Ranks:
+    """Return the processes that prune together."""
+    if trainer.world_size > 1 and dist.is_available() and dist.is_initialized():
+        return DistributedRanks(device=trainer.strategy.root_device)
+    return ALONE
 
 
 def _require_count(path: str, kept: int, total: int, target: Target) -> None:
