@@ -344,7 +344,12 @@ KINDS = {
 def of_rank(rank, shape, kind, seed):
     draw = torch.Generator().manual_seed(2 * seed + rank)
     numbers = torch.randn(shape, generator=draw, dtype=torch.float64).to(KINDS[kind][0])
-    return numbers.transpose(0, -1) if len(shape) > 1 else numbers
+    # The same numbers may lie in another order there.
+    return (
+        numbers
+        if rank == 0 or not shape
+        else numbers.transpose(0, -1).contiguous().transpose(0, -1)
+    )
 
 
 def reduced(rank, method, shapes, kind, seed):
@@ -374,6 +379,15 @@ def test_reductions_are_those_of_numpy_and_of_the_same_bits(pair, shapes, kind, 
 def mean_of_largest(rank, kind):
     largest = torch.tensor(torch.finfo(KINDS[kind][0]).max, dtype=KINDS[kind][0])
     return torch.equal(DistributedRanks().mean([largest])[0], largest)
+
+
+def mean_of_tiny(rank):
+    tiny = torch.tensor(2.0**-24, dtype=torch.float16)
+    return DistributedRanks().mean([tiny])[0].item()
+
+
+def test_the_mean_of_half_precision_is_taken_in_float32(pair):
+    assert pair(mean_of_tiny) == [2.0**-24] * 2
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -416,6 +430,7 @@ def in_a_group_of_ones_own(rank, criterion):
     assert all(torch.equal(alone[name], score) for name, score in found.items())
     names = [name for name, first in ranks.first(alone).items() if torch.equal(first, alone[name])]
     assert names == list(alone)
+    ranks.require_same({"a": torch.tensor([bool(rank)])})
     return hashlib.sha256(b"".join(score.numpy().tobytes() for score in found.values())).digest()
 
 
