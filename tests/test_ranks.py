@@ -344,12 +344,10 @@ KINDS = {
 def of_rank(rank, shape, kind, seed):
     draw = torch.Generator().manual_seed(2 * seed + rank)
     numbers = torch.randn(shape, generator=draw, dtype=torch.float64).to(KINDS[kind][0])
+    if rank == 0 or not shape:
+        return numbers
     # The same numbers may lie in another order there.
-    return (
-        numbers
-        if rank == 0 or not shape
-        else numbers.transpose(0, -1).contiguous().transpose(0, -1)
-    )
+    return numbers.transpose(0, -1).contiguous().transpose(0, -1)
 
 
 def reduced(rank, method, shapes, kind, seed):
