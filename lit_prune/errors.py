@@ -10,6 +10,7 @@ __all__ = [
     "MasksMismatch",
     "NonFiniteScores",
     "QuotaOutOfRange",
+    "RanksDiffer",
     "TargetMissed",
     "UnreadableFile",
     "did_you_mean",
@@ -35,6 +36,10 @@ class QuotaOutOfRange(LitPruneError):
 
 class MasksMismatch(LitPruneError):
     """Masks meet a model, or other masks, that they were not made for."""
+
+
+class RanksDiffer(LitPruneError):
+    """Processes that prune together hold different masks."""
 
 
 class UnreadableFile(LitPruneError):

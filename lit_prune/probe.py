@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from lit_prune.errors import LitPruneError
 from lit_prune.masks import Masks
+from lit_prune.ranks import ALONE, Ranks
 
 __all__ = [
     "Example",
@@ -59,6 +60,10 @@ class Probe:
         keep: how many connections this round will keep, for criteria that need a budget.
         counts: how many each layer will keep, where a quota fixes it.
         round: the number of the round, from 0 on.
+        ranks: averages over all processes, of which each has its own batches. A criterion that
+            looks at data reduces by it what is linear in the data, before any absolute value or
+            square. The processes have batches of the same number and size, so that their batches
+            of one number are together one batch of the whole.
     """
 
     model: nn.Module
@@ -70,6 +75,7 @@ class Probe:
     keep: int | None = None
     counts: Mapping[str, int] | None = None
     round: int = 0
+    ranks: Ranks = ALONE
 
     @contextmanager
     def masked(self) -> Iterator[nn.Module]:

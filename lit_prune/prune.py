@@ -14,6 +14,7 @@ from lit_prune.masks import Masks
 from lit_prune.probe import Example, Loss, cross_entropy, default_generator
 from lit_prune.prunable import Patterns
 from lit_prune.ranking import Floor, least_kept, require_floor
+from lit_prune.ranks import ALONE, Ranks
 from lit_prune.search import Found, Trail, first_enough, least_reachable, reprune, walk_back
 from lit_prune.spine import BatchesLike, Spine, last, rounds_of, shapes_of
 from lit_prune.targets import Target, TargetLike
@@ -122,12 +123,17 @@ def prune_by_rounds(
     prune_ineffective: bool = False,
     allow_collapse: bool = False,
     floor: Floor | None = None,
+    ranks: Ranks = ALONE,
 ) -> Iterator[Masks]:
     """Yield the masks after every round of pruning; the arguments are those of :func:`prune`.
 
     Between two rounds the model may be looked at, and it is as it came. Nothing is yielded, and
     nothing scored, where the target keeps every connection. The last masks are those asked for; an
     effective target has its search after the rounds.
+
+    Many ``ranks`` come to the same masks if all of them iterate to the end, with the same model and
+    arguments and each with batches of its own. Scores are of the data of all ranks, and all random
+    numbers are those of rank 0's generator.
     """
     _require_functions(criterion=criterion, quota=quota)
     if search not in get_args(Search):
@@ -138,8 +144,10 @@ def prune_by_rounds(
     generator = default_generator() if generator is None else generator
     if not isinstance(generator, torch.Generator):
         raise LitPruneError(f"generator={generator!r} is no torch.Generator")
+    generator.set_state(ranks.first({"generator": generator.get_state()})["generator"])
     data = _rereadable(batches)
-    spine = Spine(model, criterion, data, loss or cross_entropy, example, generator)
+    loss = loss or cross_entropy
+    spine = Spine(model, criterion, data, loss, example, generator, ranks=ranks)
     spine = spine.ready(masks, keep, quota, floor)
     number = rounds_of(criterion, rounds)
     spine.require_nesting(number)

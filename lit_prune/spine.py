@@ -18,6 +18,7 @@ from lit_prune.masks import Masks
 from lit_prune.probe import Example, Loss, Probe, same_random_state, undisturbed
 from lit_prune.quotas import Quota
 from lit_prune.ranking import Floor, Ranking, rearranged
+from lit_prune.ranks import ALONE, Ranks
 from lit_prune.search import Trail
 
 __all__ = ["BatchesLike", "Spine", "budgets", "last", "rounds_of", "shapes_of"]
@@ -29,7 +30,7 @@ _APART = 0x5DEECE66D
 
 @dataclass(frozen=True)
 class Spine:
-    """One network and how it is scored."""
+    """One network and how it is scored, by one process or by many ``ranks`` together."""
 
     model: nn.Module
     criterion: CriterionLike
@@ -40,6 +41,7 @@ class Spine:
     quota: QuotaLike | None = None
     floor: Floor | None = None
     places: dict[str, Tensor] | None = None
+    ranks: Ranks = ALONE
 
     def ready(
         self,
@@ -105,6 +107,8 @@ class Spine:
         with undisturbed(self.model, seed=self.generator.initial_seed()):
             # Taken over in here, since the scores may be the lent weights themselves.
             scores = _checked(self.criterion(probe), probe.masks)
+            # Machines may differ in the last bits; what follows must not.
+            scores = self.ranks.first(scores)
             if probe.round == 0:
                 _warn_if_constant(scores, self.criterion)
             return Ranking(
@@ -127,7 +131,8 @@ class Spine:
         return _OfOneRound(self.batches, turn) if callable(self.batches) else self.batches
 
     def _probe(self, masks: Masks, data: Iterable[Any]) -> Probe:
-        return Probe(self.model, masks, data, self.loss, self.example, self.generator)
+        data, given = self.ranks.in_step(data), (self.loss, self.example, self.generator)
+        return Probe(self.model, masks, data, *given, ranks=self.ranks)
 
 
 @dataclass

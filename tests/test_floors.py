@@ -12,8 +12,8 @@ import lit_prune
 ROOT = Path(lit_prune.__file__).parent
 FLOORS = [
     {
-        *("errors", "files", "names", "prunable", "masks", "probe", "criterion", "shelf"),
-        *("selection", "weights"),
+        *("errors", "files", "names", "prunable", "masks", "probe", "criterion", "ranks"),
+        *("selection", "shelf", "weights"),
     },
     {"ranking", "quotas", "backbones", "connectivity", "kernel_allocation", "linear_paths"},
     {"criteria"},

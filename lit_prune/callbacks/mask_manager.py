@@ -48,7 +48,8 @@ class MaskManager(Callback):
             ones.
         loss: ``loss(module, batch)`` for scoring; None is cross-entropy on ``(x, y)``.
         example: an input or its shape; None takes one from the first batch.
-        generator: the source of all randomness; None is one seeded by ``torch.initial_seed()``.
+        generator: the source of all randomness; None is one seeded by ``torch.initial_seed()``. Of
+            many processes rank 0's counts.
         include: name pattern or patterns of what may be pruned.
         exclude: pattern or patterns of what may not.
         schedule: when to prune and how far each time, and what to rewind. One that knows how long
@@ -148,7 +149,7 @@ class MaskManager(Callback):
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Note the seed of the run, refuse what shards parameters, agree on the length."""
         if self._seed is None:
-            self._seed = torch.initial_seed()
+            self._seed = int(trainer.strategy.broadcast(torch.initial_seed()))
         if stage == "fit":
             _require_whole_parameters(trainer)
             if not self._done:

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from glob import escape
 
 import torch
+import torch.distributed as dist
 from lightning.pytorch import LightningModule, Trainer
 from torch import Tensor
 from tqdm import tqdm
@@ -20,10 +21,11 @@ from lit_prune.measure import Measurement, measure, unmeasured
 from lit_prune.probe import Example, Loss, Probe
 from lit_prune.prune import Search, prune_by_rounds, require_life
 from lit_prune.quotas import Quota
+from lit_prune.ranks import ALONE, DistributedRanks, Ranks
 from lit_prune.spine import budgets, last, rounds_of
 from lit_prune.targets import Target
 
-__all__ = ["Scoring"]
+__all__ = ["Scoring", "ranks_of"]
 
 CriterionLike = Criterion | Callable[[Probe], dict[str, Tensor]]
 QuotaLike = Quota | Callable[[dict[str, torch.Size], int], dict[str, int]]
@@ -60,9 +62,25 @@ class Scoring:
         pl_module: LightningModule,
         generator: torch.Generator,
     ) -> Masks:
-        """Return the masks that keep ``keep`` connections, counted as the target counts them."""
-        if self.masks_file is not None:
-            return self._stored(self.masks_file, pl_module)
+        """Return the masks that keep ``keep`` connections, counted as the target counts them.
+
+        Raises:
+            RanksDiffer: the processes that train together come to different ones.
+        """
+        found = self._stored(pl_module)
+        if found is None:
+            found = self._searched(masks, keep, trainer, pl_module, generator)
+        ranks_of(trainer).require_same(found)
+        return found
+
+    def _searched(
+        self,
+        masks: Masks,
+        keep: int,
+        trainer: Trainer,
+        pl_module: LightningModule,
+        generator: torch.Generator,
+    ) -> Masks:
         assert self.criterion is not None
         data = TrainingBatches(trainer, self.batches, generator.initial_seed())
         example = self.example
@@ -85,11 +103,12 @@ class Scoring:
             self.prune_ineffective,
             self.allow_collapse,
             self.floor,
+            ranks_of(trainer),
         )
         number = len(list(budgets(masks.kept, keep, rounds_of(self.criterion, self.rounds))))
         with warnings.catch_warnings():
             if not trainer.is_global_zero:
-                # All ranks find the same masks; one warning will do.
+                # All have the same masks, and one warning is enough.
                 warnings.simplefilter("ignore", TargetMissed)
             try:
                 return last(_shown(steps, number, trainer), masks)
@@ -150,13 +169,15 @@ class Scoring:
             return self.target
         return Target(keep=keep, measure=self.target.measure)
 
-    def _stored(self, path: str, pl_module: LightningModule) -> Masks:
+    def _stored(self, pl_module: LightningModule) -> Masks | None:
         """Load masks; they must be of this model, and a target beside them what they keep."""
-        masks = Masks.load(path)
+        if self.masks_file is None:
+            return None
+        masks = Masks.load(self.masks_file)
         masks.parameters(pl_module)
         target = self.target
         if target is not None and target.measure == "direct":
-            _require_count(path, masks.kept, masks.total, target)
+            _require_count(self.masks_file, masks.kept, masks.total, target)
         return masks
 
     def _inputs(
@@ -164,6 +185,13 @@ class Scoring:
     ) -> tuple[Tensor, ...]:
         batches = [] if self.example is not None else TrainingBatches(trainer, 1, seed)()
         return Probe(pl_module, masks, batches, example=self.example).inputs()
+
+
+def ranks_of(trainer: Trainer) -> Ranks:
+    """Return the processes that train together."""
+    if trainer.world_size > 1 and dist.is_available() and dist.is_initialized():
+        return DistributedRanks(device=trainer.strategy.root_device)
+    return ALONE
 
 
 def _require_count(path: str, kept: int, total: int, target: Target) -> None:

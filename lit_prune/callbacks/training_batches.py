@@ -26,6 +26,9 @@ class TrainingBatches:
     numbers, for it. When the loaders are at their end, they start again; no round has a batch
     twice. Asked for an earlier round, they start anew and give the same batches.
 
+    Each of many processes reads its own share, as in training. They may have one seed: what they
+    draw by it, such as augmentations, meets other samples on each.
+
     Args:
         trainer: whose loaders are read.
         count: how many batches a round has; fewer where there are no more.

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from lit_prune.acts import Grow
 from lit_prune.callbacks.hold import Hold, averages
-from lit_prune.callbacks.scoring import Scoring
+from lit_prune.callbacks.scoring import Scoring, ranks_of
 from lit_prune.callbacks.snapshot import Snapshot
 from lit_prune.masks import Masks
 from lit_prune.measure import Measurement
@@ -101,6 +101,8 @@ class UnderWay:
         self._scoring = scoring
         self._trainer, self._module = trainer, pl_module
         self._seed, self._generator = seed, generator
+        self._ranks = ranks_of(trainer)
+        self._ranks.require_same(standing.masks)
         self._hold = Hold(standing.masks, trainer, pl_module)
         self._pulled: list[tuple[nn.Parameter, Tensor]] = []
         self._take_hold_of_pulled()
@@ -147,7 +149,9 @@ class UnderWay:
         """Replace a share of every layer's connections; what is left is measured later."""
         weights = self.masks.parameters(self._module)
         growth = self._random(weights) if by == "random" else self._gradients(weights)
-        self._take_over(rewired(self.masks, weights, growth, share))
+        masks = rewired(self.masks, weights, growth, share)
+        self._ranks.require_same(masks)
+        self._take_over(masks)
         self._stand(measurement=None)
 
     def remember(self, weights: bool) -> None:
@@ -228,8 +232,7 @@ class UnderWay:
         generator = self._source()
         masks = self._scoring.pruned(self.masks, keep, self._trainer, self._module, generator)
         self._stand(changes=self._standing.changes + 1)
-        # Every rank scores its own share of data; rank 0's masks hold for all.
-        return Masks(self._trainer.strategy.broadcast(dict(masks.to("cpu"))))
+        return masks
 
     def _settle(self, masks: Masks) -> None:
         """Measure masks and take them over."""
@@ -270,6 +273,7 @@ class UnderWay:
 
     def _random(self, weights: dict[str, nn.Parameter]) -> dict[str, Tensor]:
         source = self._source()
+        source.set_state(self._ranks.first({"state": source.get_state()})["state"])
         self._stand(changes=self._standing.changes + 1)
         drawn = {name: torch.rand(w.shape, generator=source) for name, w in weights.items()}
         return {name: drawn[name].to(w.device) for name, w in weights.items()}

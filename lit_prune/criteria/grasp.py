@@ -110,4 +110,4 @@ def _hessian_product(
         if isinstance(product, Tensor) and product.requires_grad:
             parts = torch.autograd.grad(product, weights, materialize_grads=True)
             torch._foreach_add_(sums, parts)
-    return [total / count for total in sums]
+    return probe.ranks.mean(total / count for total in sums)

@@ -44,7 +44,7 @@ class SNIP(Criterion):
 
 
 def mean_gradients(name: str, probe: Probe, weights: list[nn.Parameter]) -> list[Tensor]:
-    """Return the gradients of the mean loss over the batches of ``probe``.
+    """Return the gradients of the mean loss over the batches of ``probe``, on all its ranks.
 
     Raises:
         LitPruneError: there are no batches; the criterion ``name`` needs them.
@@ -62,4 +62,4 @@ def mean_gradients(name: str, probe: Probe, weights: list[nn.Parameter]) -> list
         count += 1
     if not count:
         raise LitPruneError(f"{name} needs training data: pass batches=")
-    return [total / count for total in sums]
+    return probe.ranks.mean(total / count for total in sums)

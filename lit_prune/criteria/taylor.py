@@ -48,6 +48,8 @@ class Taylor(Criterion):
                 loss, given = probe.loss(model, batch), list(weights.values())
                 gradients = torch.autograd.grad(loss, given, materialize_grads=True)
                 changes = [g.to(w.dtype) * w for g, w in zip(gradients, wide, strict=True)]
+                # The batches of all ranks are one, of which the square is taken.
+                changes = probe.ranks.mean(changes)
                 torch._foreach_addcmul_(sums, changes, changes)
                 count += 1
             if not count:

@@ -63,6 +63,7 @@ class Wanda(Criterion):
             if not count:
                 raise LitPruneError("Wanda needs training data: pass batches=")
             _warn_of_unseen(inputs, sums)
+            sums = dict(zip(sums, probe.ranks.sum(sums.values()), strict=True))
             scores = {n: _wide(w.detach()).abs() * sums[n].sqrt() for n, w in weights.items()}
         return {n: _places(s) for n, s in scores.items()} if self.per_output else scores
 

@@ -11,8 +11,13 @@ from pathlib import Path
 import lightning.pytorch as pl
 import pytest
 import torch
+from torch import nn
+from torch.utils.data import DataLoader, TensorDataset
 
 from lit_prune import MaskManager, Masks
+from lit_prune.callbacks.training_batches import TrainingBatches
+from lit_prune.criteria import SNIP, Random
+from lit_prune.errors import RanksDiffer
 
 ROOT = Path(__file__).resolve().parents[2]
 NOTES = "LIT_PRUNE_TEST_NOTES"
@@ -136,3 +141,178 @@ def test_an_interrupted_run_goes_on_and_overwrite_acts_once(tmp_path):
     assert done.returncode == 0, done.stderr[-2000:]
     assert not (folder / "left.txt").exists()
     assert json.loads((notes / "end0.json").read_text())["weights"] == first["weights"]
+
+
+# --- two processes with half the batch come to what one comes to with the whole
+
+
+class Noted(SNIP):
+    """Writes its scores down, round by round."""
+
+    def __call__(self, probe):
+        scores = super().__call__(probe)
+        rank = torch.distributed.get_rank() if torch.distributed.is_initialized() else 0
+        torch.save(scores, Path(os.environ[NOTES]) / f"scores{probe.round}{rank}.pt")
+        return scores
+
+
+def found(folder, processes, *args):
+    strategy = "ddp" if processes > 1 else "auto"
+    args = [
+        *("--trainer.devices", f"{processes}", "--trainer.strategy", strategy),
+        *("--data.batch_size", f"{64 // processes}", "--pruning.batches", "2"),
+        *("--trainer.max_epochs", "1", *args),
+    ]
+    name = f"{processes}"
+    done = run("python", folder / name, folder / f"{name} notes", *args)
+    assert done.returncode == 0, done.stderr[-2000:]
+    return Masks.load(folder / name / "masks.safetensors")
+
+
+@pytest.mark.parametrize("criterion", ["SynFlow", "Random", "Shuffled"])
+def test_masks_without_data_are_those_of_one_process(criterion, tmp_path):
+    args = ["--pruning.criterion", criterion]
+    if criterion == "Shuffled":
+        args += ["--pruning.criterion.criterion", "Magnitude"]
+    one, two = (found(tmp_path, processes, *args) for processes in (1, 2))
+    assert one == two
+
+
+def test_snip_scores_are_those_of_one_process_with_the_whole_batch(tmp_path):
+    args = ["--pruning.criterion", f"{Path(__file__).stem}.Noted", "--pruning.target", "10x"]
+    one, two = (found(tmp_path, processes, *args) for processes in (1, 2))
+    expected = torch.load(tmp_path / "1 notes" / "scores00.pt")
+    ours, theirs = (torch.load(tmp_path / "2 notes" / f"scores0{rank}.pt") for rank in (0, 1))
+    for name, score in expected.items():
+        assert torch.equal(ours[name], theirs[name])
+        torch.testing.assert_close(ours[name], score, rtol=1e-3, atol=1e-5 * score.max().item())
+    changed = sum(int((one[name] != two[name]).sum()) for name in one)
+    assert one.kept == two.kept
+    assert changed <= 1e-3 * one.kept, "scores a rounding apart may change places at the threshold"
+
+
+class Own(pl.LightningModule):
+    """A user's own module with a plain loader, in which every rank has seeded itself."""
+
+    def __init__(self, batch_size=8):
+        super().__init__()
+        torch.manual_seed(0)
+        self.net = nn.Sequential(nn.Linear(6, 8), nn.Tanh(), nn.Linear(8, 3))
+        self.batch_size = batch_size
+
+    def forward(self, x):
+        return self.net(x)
+
+    def training_step(self, batch, batch_idx):
+        return nn.functional.cross_entropy(self(batch[0]), batch[1])
+
+    def configure_optimizers(self):
+        return torch.optim.SGD(self.parameters(), lr=0.1)
+
+    def train_dataloader(self):
+        draw = torch.Generator().manual_seed(0)
+        x, y = torch.randn(48, 6, generator=draw), torch.arange(48) % 3
+        x[:, 0] = torch.arange(48)
+        return DataLoader(TensorDataset(x, y), batch_size=self.batch_size)
+
+
+class Look(pl.Callback):
+    """Seeds each rank in its own way, and notes which samples it scores by."""
+
+    def setup(self, trainer, pl_module, stage):
+        torch.manual_seed(100 + trainer.global_rank)
+
+    def on_train_start(self, trainer, pl_module):
+        (manager,) = [c for c in trainer.callbacks if isinstance(c, MaskManager)]
+        read = TrainingBatches(trainer, 2, 0)
+        rounds = [[x[:, 0].int().tolist() for x, _ in read(turn)] for turn in (0, 1, 2, 0)]
+        note = {"seed": manager._seed, "rounds": rounds}
+        folder = Path(os.environ[NOTES])
+        (folder / f"look{trainer.global_rank}.json").write_text(json.dumps(note))
+
+    def on_train_end(self, trainer, pl_module):
+        (manager,) = [c for c in trainer.callbacks if isinstance(c, MaskManager)]
+        manager.masks.save(Path(os.environ[NOTES]) / f"masks{trainer.global_rank}")
+
+
+def fit(manager, processes):
+    trainer = pl.Trainer(
+        max_epochs=1,
+        accelerator="cpu",
+        devices=processes,
+        strategy="ddp_spawn" if processes > 1 else "auto",
+        callbacks=[Look(), manager],
+        logger=False,
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+    )
+    trainer.fit(Own(8 // processes))
+
+
+def notes_of(folder, processes):
+    return [json.loads((folder / f"look{rank}.json").read_text()) for rank in range(processes)]
+
+
+def test_a_plain_loader_gives_every_rank_its_own_share_in_every_round(tmp_path, monkeypatch):
+    monkeypatch.setenv(NOTES, str(tmp_path))
+    fit(MaskManager(Random(), "3x"), 2)
+    ours, theirs = notes_of(tmp_path, 2)
+    assert ours["seed"] == theirs["seed"] == 100
+    assert Masks.load(tmp_path / "masks0") == Masks.load(tmp_path / "masks1")
+    seen = []
+    for note in (ours, theirs):
+        assert [len(samples) for turn in note["rounds"] for samples in turn] == [4] * 8
+        assert note["rounds"][0] == note["rounds"][3], "a round may be read again"
+        seen += [sample for turn in note["rounds"][:3] for samples in turn for sample in samples]
+    assert sorted(seen) == list(range(48)), "three rounds are all the samples"
+
+
+def test_a_plain_loader_gives_the_scores_of_one_process(tmp_path, monkeypatch):
+    scores = {}
+    for processes in (1, 2):
+        folder = tmp_path / f"{processes}"
+        folder.mkdir()
+        monkeypatch.setenv(NOTES, str(folder))
+        # All batches, since Lightning shuffles a plain loader where there are many processes.
+        fit(MaskManager(Noted(), "3x", batches=6), processes)
+        scores[processes] = [torch.load(folder / f"scores0{rank}.pt") for rank in range(processes)]
+    (expected,), (ours, theirs) = scores[1], scores[2]
+    for name, score in expected.items():
+        assert torch.equal(ours[name], theirs[name])
+        torch.testing.assert_close(ours[name], score, rtol=1e-4, atol=1e-6)
+    assert Masks.load(tmp_path / "2" / "masks0") == Masks.load(tmp_path / "1" / "masks0")
+
+
+class ByRank:
+    """A quota of another kind on each rank."""
+
+    def __call__(self, shapes, keep):
+        first, *_, final = shapes
+        extra = torch.distributed.get_rank()
+        return {first: keep - 2 + extra, final: 2 - extra}
+
+
+def test_masks_that_differ_stop_the_run_and_name_the_layer(tmp_path, monkeypatch):
+    monkeypatch.setenv(NOTES, str(tmp_path))
+    with pytest.raises(Exception, match=r"masks of net\.0\.weight differ") as caught:
+        fit(MaskManager(Random(), "4x", quota=ByRank()), 2)
+    assert RanksDiffer.__name__ in str(caught.value) or isinstance(caught.value, RanksDiffer)
+
+
+class Reads(MaskManager):
+    """Reads another file of masks on each rank."""
+
+    def setup(self, trainer, pl_module, stage):
+        super().setup(trainer, pl_module, stage)
+        self.masks_file = f"{self.masks_file}{trainer.global_rank}"
+
+
+def test_files_of_masks_that_differ_stop_the_run(tmp_path, monkeypatch):
+    monkeypatch.setenv(NOTES, str(tmp_path))
+    dense = Masks.dense(Own())
+    dense.save(tmp_path / "masks0")
+    last = list(dense)[-1]
+    Masks({**dense, last: torch.eye(3, 8).bool()}).save(tmp_path / "masks1")
+    with pytest.raises(Exception, match=rf"masks of {last} differ"):
+        fit(Reads(masks=str(tmp_path / "masks")), 2)
