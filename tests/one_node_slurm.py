@@ -61,7 +61,7 @@ class Cluster:
             cwd=environment.get("PWD"),
             capture_output=True,
             text=True,
-            timeout=60,
+            timeout=240,
             check=False,
         )
         assert done.returncode == 0, f"{command}: {done.stderr}"

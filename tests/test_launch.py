@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -21,6 +22,9 @@ SCRIPTS = sorted(path for path in LAUNCH.iterdir() if path.suffix in {".sh", ".s
 NOTES, HELD = "LIT_PRUNE_TEST_NOTES", "LIT_PRUNE_TEST_HELD"
 QUICKSTART = ("--config", "configs/quickstart.yaml", "--trainer.max_epochs", "3")
 ON_CPUS = ("--trainer.accelerator", "cpu", "--trainer.strategy", "ddp")
+
+README = (LAUNCH / "README.md").read_text()
+README_BLOCKS = re.findall(r"^```sh\n(.*?)^```$", README, re.MULTILINE | re.DOTALL)
 
 queue = [pytest.mark.slow, pytest.mark.timeout(600)]
 
@@ -251,6 +255,12 @@ def _text(path: Path) -> str:
 # Several processes, and a real queue
 
 
+def test_the_readme_shows_commands():
+    text = "".join(README_BLOCKS)
+    shown = ("python train.py", "launch/torchrun.sh", "srun", "launch/slurm.sbatch", "--array")
+    assert all(word in text for word in shown)
+
+
 @pytest.fixture(scope="module")
 def cluster() -> Iterator[Cluster]:
     try:
@@ -283,13 +293,14 @@ def checkout(tmp_path) -> Path:
 def submit(cluster: Cluster, checkout: Path, *command: str | Path, **environment: str) -> str:
     notes = checkout / "notes"
     notes.mkdir(exist_ok=True)
-    return cluster.run(
-        *("sbatch", "--parsable", *command),
-        PWD=str(checkout),
-        PYTHON=sys.executable,
-        PYTHONPATH=f"{ROOT}:{ROOT / 'tests'}",
-        **{NOTES: str(notes), **environment},
-    )
+    environment = {**at(checkout), NOTES: str(notes), **environment}
+    return cluster.run("sbatch", "--parsable", *command, **environment)
+
+
+def at(checkout: Path) -> dict[str, str]:
+    """The environment of a user who works in a checkout."""
+    path = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
+    return {"PWD": str(checkout), "PATH": path, "PYTHONPATH": f"{ROOT}:{ROOT / 'tests'}"}
 
 
 def said(checkout: Path) -> str:
@@ -352,6 +363,13 @@ class TestQueue:
         assert starts == {"start-1-0": "0", "start-2-0": "0", "start-2-1": "1"}
         assert result(checkout / "disturbed") == result(checkout / "calm")
         assert not list(checkout.glob("disturbed/*hpc*")), "no checkpoint in mid-epoch"
+
+    @pytest.mark.parametrize("block", README_BLOCKS)
+    def test_the_commands_of_the_readme_run(self, block, cluster, checkout):
+        printed = cluster.run("bash", "-euc", block, **at(checkout), SBATCH_WAIT="1")
+        folders = list((checkout / "runs").iterdir())
+        assert (printed + said(checkout)).count("test accuracy") >= len(folders) > 0
+        assert all((folder / "summary.json").exists() for folder in folders)
 
     def test_srun_starts_the_processes_of_one_run(self, cluster, checkout, by_torchrun):
         job = submit(
