@@ -25,7 +25,7 @@ from lightning.pytorch.loggers import TensorBoardLogger
 from torch import nn
 
 from lit_prune import backbones, criteria, data, quotas, schedules
-from lit_prune.callbacks import Levels, MaskManager, Plateaus, Progress, SeededEpochs
+from lit_prune.callbacks import Levels, MaskManager, Progress, SeededEpochs
 from lit_prune.complaint import complaint
 from lit_prune.data.images import ImagesInMemory
 from lit_prune.errors import LitPruneError, LitPruneWarning, UnreadableFile, first_line
@@ -274,7 +274,7 @@ def _arguments_of(class_path: str) -> list[str]:
 def make_trainer(settings: dict[str, Any], manager: MaskManager, folder: RunFolder) -> Trainer:
     """Return the trainer of the config, with our defaults where the config says nothing."""
     chosen = {name: value for name, value in settings.items() if value is not None}
-    callbacks: list[Callback] = [SeededEpochs(), Plateaus(), manager, Levels(folder.path)]
+    callbacks: list[Callback] = [SeededEpochs(), manager, Levels(folder.path)]
     if chosen.setdefault("enable_progress_bar", sys.stdout.isatty()):
         callbacks.append(Progress())
     if chosen.get("enable_checkpointing", True):

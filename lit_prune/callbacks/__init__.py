@@ -2,8 +2,7 @@
 
 from lit_prune.callbacks.levels import Levels
 from lit_prune.callbacks.mask_manager import MaskManager
-from lit_prune.callbacks.plateaus import Plateaus
 from lit_prune.callbacks.progress import Progress
 from lit_prune.callbacks.seeded_epochs import SeededEpochs
 
-__all__ = ["Levels", "MaskManager", "Plateaus", "Progress", "SeededEpochs"]
+__all__ = ["Levels", "MaskManager", "Progress", "SeededEpochs"]
