@@ -1,7 +1,16 @@
 """Callbacks: masks through training, and what a person sees of it."""
 
+from lit_prune.callbacks.checkpoints import Checkpoints, WholeCheckpoints
+from lit_prune.callbacks.finite_loss import FiniteLoss
 from lit_prune.callbacks.mask_manager import MaskManager
 from lit_prune.callbacks.progress import Progress
 from lit_prune.callbacks.seeded_epochs import SeededEpochs
 
-__all__ = ["MaskManager", "Progress", "SeededEpochs"]
+__all__ = [
+    "Checkpoints",
+    "FiniteLoss",
+    "MaskManager",
+    "Progress",
+    "SeededEpochs",
+    "WholeCheckpoints",
+]
