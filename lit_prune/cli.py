@@ -161,8 +161,7 @@ def _fit_and_test(
     return {
         "test_accuracy": found.get("test/accuracy"),
         "test_loss": found.get("test/loss"),
-        # Of a run that had stopped early before it was resumed, the last epoch is not completed.
-        "epochs": trainer.fit_loop.epoch_progress.current.processed,  # type: ignore[attr-defined]
+        "epochs": trainer.current_epoch,
         "seconds": round(earlier + time.monotonic() - start, 3),
     }
 

@@ -12,6 +12,8 @@ import torch
 from lightning.fabric.utilities.apply_func import convert_tensors_to_scalars
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import Checkpoint
+from lightning.pytorch.loops.fit_loop import _FitLoop
+from lightning.pytorch.loops.loop import _Loop
 from lightning.pytorch.plugins.io import TorchCheckpointIO
 
 from lit_prune.errors import LitPruneError, UnreadableFile, UnwritableFile, first_line
@@ -100,6 +102,8 @@ class Checkpoints(Checkpoint):
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Let a ReduceLROnPlateau see the metric of the checkpoint's epoch."""
+        if self._resumed and trainer.fit_loop.restarting:
+            _begin_next_epoch(trainer.fit_loop)
         for place, value in self._resumed.get("plateaus", {}).items():
             trainer.lr_scheduler_configs[place].scheduler.step(value)
 
@@ -112,6 +116,11 @@ class Checkpoints(Checkpoint):
         self._note = {}
         _by_first_rank(trainer, lambda: self._rotate(following))
         self.newest = (self.last, trainer.current_epoch)
+
+    def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Count the last epoch as completed, which it was not yet in its checkpoint."""
+        progress = trainer.fit_loop.epoch_progress.current
+        progress.completed = progress.processed  # type: ignore[attr-defined]
 
     def seconds(self) -> float:
         """Return the seconds spent on the run, in earlier sessions up to their last checkpoint."""
@@ -178,6 +187,18 @@ def _unfinished(trainer: Trainer) -> dict[str, Any]:
         "plateaus": plateaus,
         "stopped": trainer.should_stop,
     }
+
+
+def _begin_next_epoch(loop: _FitLoop) -> None:
+    """Leave the checkpoint's epoch behind.
+
+    Lightning holds every run that is limited by ``max_steps`` for one that broke off within an
+    epoch, and would end the last one twice.
+    """
+    _Loop.restarting.fset(loop, False)  # type: ignore[attr-defined]
+    loop.reset_restart_stage()
+    loop.epoch_loop.reset_restart_stage()
+    loop.epoch_progress.increment_completed()
 
 
 def _require_agreement(trainer: Trainer, epoch: int | None) -> None:
