@@ -15,6 +15,7 @@ from functools import wraps
 from importlib import import_module
 from multiprocessing import get_context
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import torch
@@ -63,13 +64,14 @@ def session(
     Args:
         prepare: called there first; by its name, so that it must lie at the top of a module.
     """
-    written = [folder.with_name(f"{folder.name}.{name}") for name in ("out", "err")]
     everything = [*args, "--run_dir", str(folder)]
-    process = _CONTEXT.Process(target=_session, args=(everything, moment, prepare, written))
-    process.start()
-    process.join(300)
-    assert process.exitcode is not None, "it hangs"
-    return Ended(process.exitcode, *(path.read_text() for path in written))
+    with TemporaryDirectory() as apart:
+        written = [Path(apart) / name for name in ("out", "err")]
+        process = _CONTEXT.Process(target=_session, args=(everything, moment, prepare, written))
+        process.start()
+        process.join(300)
+        assert process.exitcode is not None, "it hangs"
+        return Ended(process.exitcode, *(path.read_text() for path in written))
 
 
 def _session(
