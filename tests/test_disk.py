@@ -34,7 +34,14 @@ LIMITS = {
 }
 
 
-@pytest.mark.parametrize("name", LIMITS)
+@pytest.mark.parametrize(
+    "name",
+    [
+        *("", "checkpoints/next.ckpt"),
+        pytest.param("config.yaml", marks=pytest.mark.slow),
+        pytest.param("masks.safetensors", marks=pytest.mark.slow),
+    ],
+)
 def test_a_limit_of_size_is_one_line_wherever_it_strikes(name, tmp_path):
     size, args = LIMITS[name]
     folder = tmp_path / "run"
@@ -61,6 +68,7 @@ def disk(tmp_path) -> Iterator[Path]:
     subprocess.run(["umount", path], check=True)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("left", [0, 1500, 4000, 3_000_000, 5_000_000])
 def test_a_full_disk_is_one_line_and_the_run_goes_on_when_there_is_space(left, disk):
     folder, stuffing = disk / "run", disk / "stuffing"

@@ -135,37 +135,45 @@ STEP = "lit_prune.LitClassifier.training_step"
 LOGGING = "lightning.pytorch.trainer.connectors.logger_connector.logger_connector._LoggerConnector"
 
 
+slow = pytest.mark.slow
+QUICK = [
+    Moment(STEP, 5),
+    Moment("torch.save", 2, after=True),
+    Moment("os.replace", 5, after=True),  # only the previous one is there
+    Moment(f"{LOGGING}.update_train_epoch_metrics", 3),
+    Moment(f"{LOGGING}.update_train_epoch_metrics", 4, after=True),
+    Moment("lit_prune.LitClassifier.on_test_epoch_end", 1, after=True),
+    Moment("lit_prune.Masks.save", 1, after=True),
+]
+MOMENTS = [
+    Moment("lit_prune.run.write_whole"),
+    Moment("os.replace", 1),  # of config.yaml
+    Moment(STEP, 1),
+    Moment("torch.save", 1),
+    Moment("torch.save", 1, after=True),
+    Moment("os.replace", 2),  # of the first checkpoint's aside
+    Moment("os.replace", 3),  # next -> last
+    Moment("os.replace", 3, after=True),
+    Moment(STEP, STEPS + 4),
+    Moment(f"{CALLBACKS}.checkpoints.sizes", 2),
+    Moment("torch.save", 2),
+    Moment("os.fsync", 8),
+    Moment("os.replace", 5),  # last -> previous
+    Moment("os.replace", 6, after=True),
+    Moment(f"{LOGGING}.update_train_epoch_metrics", 3, after=True),
+    Moment("lit_prune.LitClassifier.validation_step", 3),
+    Moment(f"{LOGGING}.log_eval_end_metrics", 2, after=True),
+    Moment("os.replace", 11, after=True),  # only the previous one, of the last epoch but one
+    Moment("lit_prune.LitClassifier.test_step", 2),
+    Moment("lit_prune.run.RunFolder.finish"),
+    Moment("lit_prune.run._as_csv", 1, after=True),
+    Moment("os.replace", 15),  # of summary.json
+]
+
+
 @pytest.mark.parametrize(
     "moment",
-    [
-        Moment("lit_prune.run.write_whole"),
-        Moment("os.replace", 1),  # of config.yaml
-        Moment(STEP, 1),
-        Moment(STEP, 5),
-        Moment("torch.save", 1),
-        Moment("torch.save", 1, after=True),
-        Moment("os.replace", 2),  # of the first checkpoint's aside
-        Moment("os.replace", 3),  # next -> last
-        Moment("os.replace", 3, after=True),
-        Moment(STEP, STEPS + 4),
-        Moment(f"{CALLBACKS}.checkpoints.sizes", 2),
-        Moment("torch.save", 2),
-        Moment("os.fsync", 8),
-        Moment("os.replace", 5),  # last -> previous
-        Moment("os.replace", 5, after=True),  # only the previous one is there
-        Moment("os.replace", 6, after=True),
-        Moment(f"{LOGGING}.update_train_epoch_metrics", 3),
-        Moment(f"{LOGGING}.update_train_epoch_metrics", 3, after=True),
-        Moment("lit_prune.LitClassifier.validation_step", 3),
-        Moment(f"{LOGGING}.log_eval_end_metrics", 2, after=True),
-        Moment("os.replace", 11, after=True),  # only the previous one, of the last epoch but one
-        Moment("lit_prune.LitClassifier.test_step", 2),
-        Moment("lit_prune.LitClassifier.on_test_epoch_end", 1, after=True),
-        Moment("lit_prune.run.RunFolder.finish"),
-        Moment("lit_prune.Masks.save", 1, after=True),
-        Moment("lit_prune.run._as_csv", 1, after=True),
-        Moment("os.replace", 15),  # of summary.json
-    ],
+    [*QUICK, *(pytest.param(moment, marks=slow) for moment in MOMENTS)],
     ids=lambda m: f"{m.function.split('.')[-1]}-{m.call}{'-after' if m.after else ''}",
 )
 def test_killed_at_any_moment_a_run_goes_on_to_the_same_end(moment, undisturbed, tmp_path):
@@ -176,6 +184,7 @@ def test_killed_at_any_moment_a_run_goes_on_to_the_same_end(moment, undisturbed,
     require_same_end(folder, undisturbed)
 
 
+@slow
 def test_killed_again_and_again_a_run_goes_on_to_the_same_end(undisturbed, tmp_path):
     folder = tmp_path / "run"
     for moment in [
@@ -250,11 +259,15 @@ def put_code_in_an_old_format(path: Path) -> None:
     torch.save({"state_dict": evil}, path, _use_new_zipfile_serialization=False)
 
 
-SPOILT = [cut(0), cut(0.5), cut(0.99), flip_a_bit, save_other_things]
-SPOILT += [put_code_in, put_code_in_an_old_format]
+SPOILT = [cut(0.5), flip_a_bit, put_code_in]
+OTHERWISE = [cut(0), cut(0.99), save_other_things, put_code_in_an_old_format]
 
 
-@pytest.mark.parametrize("spoil", SPOILT, ids=lambda spoil: spoil.__qualname__)
+@pytest.mark.parametrize(
+    "spoil",
+    [*SPOILT, *(pytest.param(spoil, marks=slow) for spoil in OTHERWISE)],
+    ids=lambda spoil: spoil.__qualname__,
+)
 def test_of_a_spoilt_checkpoint_the_one_before_is_used_and_it_is_said(spoil, killed, undisturbed):
     last = killed / "checkpoints" / "last.ckpt"
     spoil(last)
@@ -305,6 +318,7 @@ def test_a_run_without_checkpoints_leaves_none_and_starts_over_when_killed(undis
     assert scalars(folder) == scalars(undisturbed)
 
 
+@slow
 def test_own_checkpoints_of_the_config_are_whole_and_go_on_as_well(tmp_path):
     own = (
         *("--trainer.callbacks+", "ModelCheckpoint", "--trainer.callbacks.monitor", "val/loss"),
@@ -336,8 +350,15 @@ OTHERS = {
 }
 
 
-@pytest.mark.parametrize("args", OTHERS.values(), ids=OTHERS.keys())
-@pytest.mark.parametrize("moment", [Moment("torch.save", 3), Moment(STEP, 2 * STEPS + 4)])
+@pytest.mark.parametrize(
+    ("args", "moment"),
+    [
+        (OTHERS["plateau"], Moment("torch.save", 3)),
+        (OTHERS["steps"], Moment(STEP, 2 * STEPS + 4)),
+        pytest.param(OTHERS["steps"], Moment("torch.save", 3), marks=slow),
+        *(pytest.param(args, Moment(STEP, 2 * STEPS + 4), marks=slow) for args in OTHERS.values()),
+    ],
+)
 def test_other_ways_of_training_go_on_to_the_same_end(args, moment, tmp_path):
     go_on(tmp_path / "whole", *args)
     kill(tmp_path / "killed", moment, *args)
@@ -345,6 +366,7 @@ def test_other_ways_of_training_go_on_to_the_same_end(args, moment, tmp_path):
     require_same_end(tmp_path / "killed", tmp_path / "whole")
 
 
+@slow
 def test_a_run_that_had_stopped_early_is_not_trained_further(tmp_path):
     early = (
         *("--trainer.callbacks+", "EarlyStopping", "--trainer.callbacks.monitor", "val/loss"),
@@ -357,6 +379,7 @@ def test_a_run_that_had_stopped_early_is_not_trained_further(tmp_path):
     require_same_end(tmp_path / "killed", tmp_path / "whole")
 
 
+@slow
 def test_the_seconds_of_all_sessions_are_added(killed):
     path = killed / "checkpoints" / "last.ckpt"
     checkpoint = read_checkpoint(path)
