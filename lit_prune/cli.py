@@ -16,22 +16,31 @@ from typing import Any
 import torch
 import yaml
 from jsonargparse import ArgumentParser, Namespace
+from lightning.fabric.plugins import CheckpointIO
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.fabric.utilities.rank_zero import rank_zero_only
 from lightning.pytorch import Callback, LightningDataModule, LightningModule, Trainer
-from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from lightning.pytorch.loggers import TensorBoardLogger
 from torch import nn
 
 from lit_prune import backbones, criteria, data, quotas, schedules
-from lit_prune.callbacks import Levels, MaskManager, Progress, SeededEpochs
+from lit_prune.callbacks import (
+    Checkpoints,
+    FiniteLoss,
+    Levels,
+    MaskManager,
+    Progress,
+    SeededEpochs,
+    WholeCheckpoints,
+)
 from lit_prune.complaint import complaint
 from lit_prune.data.images import ImagesInMemory
-from lit_prune.errors import LitPruneError, LitPruneWarning, UnreadableFile, first_line
+from lit_prune.errors import LitPruneError, LitPruneWarning, TrainingStopped, first_line
+from lit_prune.files import os_error
 from lit_prune.module import LitClassifier
 from lit_prune.probe import undisturbed
-from lit_prune.run import RunFolder, environment, folder_name, mask_summary
+from lit_prune.run import RunFolder, environment, folder_name, mask_summary, writing
 from lit_prune.schedules import Schedule
 from lit_prune.shelf import members
 
@@ -111,9 +120,9 @@ def _train(
 ) -> dict[str, Any]:
     """Fit, test and write what the run found; only rank 0 writes."""
     if not _is_first_rank():
-        return _fit_and_test(model, datamodule, manager, trainer, folder)
-    with folder.held(settings):
-        found = _fit_and_test(model, datamodule, manager, trainer, folder)
+        return _fit_and_test(model, datamodule, trainer, folder, "--overwrite" not in args)
+    with folder.held(settings), writing(folder.path):
+        found = _fit_and_test(model, datamodule, trainer, folder)
         assert manager.masks is not None
         assert manager.measurement is not None
         summary = {
@@ -130,18 +139,21 @@ def _train(
 def _fit_and_test(
     model: LightningModule,
     datamodule: LightningDataModule,
-    manager: MaskManager,
     trainer: Trainer,
     folder: RunFolder,
+    may_resume: bool = True,
 ) -> dict[str, Any]:
     start = time.monotonic()
-    checkpoint = folder.checkpoint if folder.checkpoint.exists() else None
-    if checkpoint is not None:
-        _require_whole(checkpoint)
+    # Rank 0 is about to delete a folder that is overwritten.
+    checkpoint, earlier = _taken_up(trainer, folder) if may_resume else (None, 0.0)
     try:
         trainer.fit(model, datamodule=datamodule, ckpt_path=checkpoint, weights_only=True)
+    except LitPruneError as error:
+        if trainer.global_step and not isinstance(error, TrainingStopped):
+            raise TrainingStopped(str(error)) from error
+        raise
     except MISTAKES as error:
-        if isinstance(error, LitPruneError) or trainer.global_step:
+        if trainer.global_step or os_error(error) is not None:
             raise
         kind = type(error).__name__
         raise LitPruneError(f"training could not start: {kind}: {first_line(error)}") from error
@@ -152,8 +164,32 @@ def _fit_and_test(
         "test_accuracy": found.get("test/accuracy"),
         "test_loss": found.get("test/loss"),
         "epochs": trainer.current_epoch,
-        "seconds": round(time.monotonic() - start, 3),
+        "seconds": round(earlier + time.monotonic() - start, 3),
     }
+
+
+def _taken_up(trainer: Trainer, folder: RunFolder) -> tuple[Path | None, float]:
+    """Find where the run goes on, and tidy up after the session that was killed.
+
+    Every rank finds the same: nobody writes a checkpoint before all have looked.
+
+    Returns:
+        The checkpoint, None for a run from its start; and the seconds spent up to it.
+    """
+    with warnings.catch_warnings():
+        if not _is_first_rank():
+            warnings.simplefilter("ignore", LitPruneWarning)
+        found = folder.last_whole()
+    if found is None:
+        if _is_first_rank():
+            folder.start_over()
+        return None, 0.0
+    noted = found[1]["callbacks"].get(Checkpoints.__name__, {})
+    if _is_first_rank() and noted:
+        folder.take_up(noted["events"])
+    if isinstance(reader := trainer.strategy.checkpoint_io, WholeCheckpoints):
+        reader.keep(*found)
+    return found[0], noted.get("seconds", 0.0)
 
 
 class TrainCLI(LightningCLI):
@@ -274,28 +310,29 @@ def _arguments_of(class_path: str) -> list[str]:
 def make_trainer(settings: dict[str, Any], manager: MaskManager, folder: RunFolder) -> Trainer:
     """Return the trainer of the config, with our defaults where the config says nothing."""
     chosen = {name: value for name, value in settings.items() if value is not None}
-    callbacks: list[Callback] = [SeededEpochs(), manager, Levels(folder.path)]
+    callbacks: list[Callback] = [SeededEpochs(), FiniteLoss(), manager, Levels(folder.path)]
     if chosen.setdefault("enable_progress_bar", sys.stdout.isatty()):
         callbacks.append(Progress())
+    callbacks += _as_list(chosen.pop("callbacks", []))
     if chosen.get("enable_checkpointing", True):
-        callbacks.append(_last_checkpoint(folder))
-    own = chosen.pop("callbacks", [])
-    callbacks += own if isinstance(own, list) else [own]
+        # The last one, so that the states of the config's own are as they are at the epoch's end.
+        callbacks.append(Checkpoints(folder.path))
+    plugins = _as_list(chosen.pop("plugins", []))
+    if not any(isinstance(plugin, CheckpointIO) for plugin in plugins):
+        plugins.append(WholeCheckpoints())
     if chosen.get("logger", True) is True:
         chosen["logger"] = TensorBoardLogger(folder.path, "", "", default_hp_metric=False)
     defaults = {"num_sanity_val_steps": 0, "enable_model_summary": False}
-    return Trainer(**{**defaults, **chosen}, callbacks=callbacks, default_root_dir=folder.path)
-
-
-def _last_checkpoint(folder: RunFolder) -> ModelCheckpoint:
-    """One file, written aside and renamed after every epoch."""
-    return ModelCheckpoint(
-        folder.checkpoint.parent,
-        filename="last",
-        save_top_k=1,
-        save_on_train_epoch_end=True,
-        enable_version_counter=False,
+    return Trainer(
+        **{**defaults, **chosen},
+        callbacks=callbacks,
+        plugins=plugins,
+        default_root_dir=folder.path,
     )
+
+
+def _as_list(one_or_many: Any) -> list[Any]:
+    return [*one_or_many] if isinstance(one_or_many, list | tuple) else [one_or_many]
 
 
 def _require_length(trainer: Any, schedule: Schedule) -> None:
@@ -337,16 +374,6 @@ def require_fit(model: LightningModule, datamodule: LightningDataModule) -> None
             f"model.backbone={name} gives {given} where the data has {datamodule.num_classes} "
             "classes; set its number of classes"
         )
-
-
-def _require_whole(checkpoint: Path) -> None:
-    try:
-        torch.load(checkpoint, map_location="cpu", weights_only=True)
-    except Exception as error:
-        raise UnreadableFile(
-            f"{checkpoint} is cut or damaged and the run cannot be continued; pass --overwrite to "
-            f"start anew ({first_line(error)})"
-        ) from error
 
 
 def _table(summary: dict[str, Any], folder: RunFolder) -> str:

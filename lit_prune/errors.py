@@ -2,6 +2,8 @@
 
 from collections.abc import Iterable
 from difflib import get_close_matches
+from os import PathLike, fspath
+from typing import Self
 
 __all__ = [
     "FloorOutOfRange",
@@ -12,7 +14,9 @@ __all__ = [
     "QuotaOutOfRange",
     "RanksDiffer",
     "TargetMissed",
+    "TrainingStopped",
     "UnreadableFile",
+    "UnwritableFile",
     "did_you_mean",
     "first_line",
 ]
@@ -44,6 +48,19 @@ class RanksDiffer(LitPruneError):
 
 class UnreadableFile(LitPruneError):
     """A file is missing, cut, or of another kind than expected."""
+
+
+class UnwritableFile(LitPruneError, OSError):
+    """A file cannot be written: the disk is full, the folder read-only, or the like."""
+
+    @classmethod
+    def of(cls, path: str | PathLike[str], error: OSError) -> Self:
+        """Say which file it is, and what the operating system says."""
+        return cls(f"cannot write {fspath(path)}: {error.strerror or error}")
+
+
+class TrainingStopped(LitPruneError):
+    """Training had begun and cannot go on; what it left is kept."""
 
 
 class LitPruneWarning(UserWarning):

@@ -2,26 +2,101 @@
 
 import os
 import tempfile
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import BinaryIO
 
-__all__ = ["write_whole"]
+from lit_prune.errors import UnwritableFile
+
+__all__ = ["cut_back", "os_error", "remove_asides", "sizes", "sync", "whole", "write_whole"]
+
+# Of the file that is written aside; no file of another origin has this name.
+_PREFIX, _SUFFIX = ".", ".part"
 
 
-def write_whole(path: str | os.PathLike[str], content: bytes | str) -> None:
-    """Write ``content`` to ``path``; a kill at any moment leaves the old file or the new one."""
+@contextmanager
+def whole(path: str | os.PathLike[str]) -> Iterator[BinaryIO]:
+    """Open a file for writing that appears at ``path`` when all is written and synced.
+
+    A kill at any moment leaves the old file or the new one, and perhaps an aside, which
+    :func:`remove_asides` finds.
+
+    Raises:
+        UnwritableFile: the disk is full, the folder cannot be written, or the like.
+    """
     path = Path(path)
-    data = content.encode() if isinstance(content, str) else content
-    handle, aside = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    aside = None
     try:
+        handle, aside = tempfile.mkstemp(_SUFFIX, f"{_PREFIX}{path.name}.", path.parent)
         with os.fdopen(handle, "wb") as file:
-            file.write(data)
+            yield file
             file.flush()
             os.fsync(file.fileno())
             os.fchmod(file.fileno(), 0o666 & ~_umask())
         os.replace(aside, path)
-    except BaseException:
-        os.unlink(aside)
+        aside = None
+        sync(path.parent)
+    except BaseException as error:
+        if aside is not None:
+            with suppress(OSError):
+                os.unlink(aside)
+        if isinstance(error, Exception) and (why := os_error(error)) is not None:
+            raise UnwritableFile.of(path, why) from error
         raise
+
+
+def write_whole(path: str | os.PathLike[str], content: bytes | str) -> None:
+    """Write ``content`` to ``path``; a kill at any moment leaves the old file or the new one."""
+    with whole(path) as file:
+        file.write(content.encode() if isinstance(content, str) else content)
+
+
+def sync(path: str | os.PathLike[str]) -> None:
+    """Wait until a file, or what is in a folder, would survive a power cut."""
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def os_error(error: BaseException | None) -> OSError | None:
+    """Return the error of the operating system behind ``error``, if there is one.
+
+    ``torch.save`` and others raise a RuntimeError or ValueError on top of it.
+    """
+    while error is not None and not isinstance(error, OSError):
+        error = error.__cause__ or error.__context__
+    return error
+
+
+def is_aside(path: Path) -> bool:
+    """Tell whether a file was being written aside when the writer was killed."""
+    return path.name.startswith(_PREFIX) and path.name.endswith(_SUFFIX)
+
+
+def remove_asides(folder: Path) -> None:
+    """Remove what killed writers left in ``folder`` and the folders in it."""
+    for path in folder.rglob(f"{_PREFIX}*{_SUFFIX}"):
+        path.unlink(missing_ok=True)
+
+
+def sizes(folder: Path, pattern: str) -> dict[str, int]:
+    """Return how many bytes the files of ``folder`` have whose names match ``pattern``."""
+    return {path.name: path.stat().st_size for path in sorted(folder.glob(pattern))}
+
+
+def cut_back(folder: Path, pattern: str, noted: Mapping[str, int]) -> None:
+    """Make files that only ever grow as they were when their :func:`sizes` were noted.
+
+    A file that has become smaller is left alone: what it lacks is lost.
+    """
+    for name, size in sizes(folder, pattern).items():
+        if name not in noted:
+            (folder / name).unlink()
+        elif size > noted[name]:
+            os.truncate(folder / name, noted[name])
 
 
 def _umask() -> int:

@@ -1,6 +1,7 @@
 """The run folder: finished, interrupted, foreign or in use; and what a kill leaves behind."""
 
 import csv
+import errno
 import fcntl
 import json
 import os
@@ -20,9 +21,10 @@ from torch import Tensor, nn
 
 from lit_prune import LitClassifier, LitPruneError, Masks
 from lit_prune.cli import main
+from lit_prune.errors import TrainingStopped, UnwritableFile
 from lit_prune.files import write_whole
 from lit_prune.measure import LayerMeasure, Measurement, unmeasured
-from lit_prune.run import RunFolder, environment, folder_name, mask_summary
+from lit_prune.run import RunFolder, environment, folder_name, mask_summary, writing
 
 ROOT = Path(__file__).resolve().parents[1]
 HERE = Path(__file__).stem  # by this name our classes are found
@@ -358,6 +360,7 @@ def test_a_run_that_broke_off_goes_on_to_the_bits_of_an_undisturbed_one(
 @pytest.mark.parametrize("share", [0.0, 0.5, 0.99])
 def test_a_cut_checkpoint_is_one_clear_line_and_the_folder_is_kept(interrupted, share, capsys):
     checkpoint = interrupted / "checkpoints" / "last.ckpt"
+    assert not checkpoint.with_name("previous.ckpt").exists(), "there was one epoch"
     content = checkpoint.read_bytes()
     checkpoint.write_bytes(content[: int(share * len(content))])
     before = contents(interrupted)
@@ -500,3 +503,66 @@ def test_a_folder_that_holds_a_lock_alone_is_empty(tmp_path):
     folder.require_same({})
     folder.remove()
     assert not tmp_path.exists()
+
+
+HOLDER = """
+import os, sys, time
+from pathlib import Path
+from lit_prune.run import RunFolder
+
+with RunFolder(Path(sys.argv[1])).held({}):
+    child = os.fork()  # as the workers of a data loader are
+    print(child, flush=True)
+    time.sleep(100)
+"""
+
+
+def test_a_stopped_process_holds_the_lock_and_a_killed_one_does_not(tmp_path):
+    folder = RunFolder(tmp_path / "run")
+    process = subprocess.Popen(
+        [sys.executable, "-c", HOLDER, str(folder.path)], stdout=subprocess.PIPE, text=True
+    )
+    child = int(max(process.stdout.readline(), process.stdout.readline(), key=len))
+    try:
+        process.send_signal(signal.SIGSTOP)
+        with pytest.raises(LitPruneError, match="in use by another run"), folder.held({}):
+            raise AssertionError("held twice")
+        process.send_signal(signal.SIGCONT)
+        process.kill()
+        process.wait()
+        os.kill(child, 0)  # its worker lives on for a while
+        with folder.held({}):
+            pass
+    finally:
+        process.kill()
+        process.wait()
+        os.kill(child, signal.SIGKILL)
+
+
+def test_a_run_killed_before_its_settings_were_written_leaves_an_empty_folder(tmp_path):
+    (tmp_path / ".lock").touch()
+    (tmp_path / ".config.yaml.x1.part").write_text("trai")
+    folder = RunFolder(tmp_path)
+    folder.require_same({"a": 1})
+    with folder.held({"a": 1}):
+        folder.start_over()
+    assert sorted(path.name for path in tmp_path.iterdir()) == [".lock", "config.yaml"]
+
+
+@pytest.mark.parametrize("error", [TrainingStopped, UnwritableFile])
+def test_what_training_left_is_kept(error, tmp_path):
+    folder = RunFolder(tmp_path / "run")
+    with pytest.raises(error), folder.held({"a": 1}):
+        raise error("too late")
+    assert (folder.path / "config.yaml").exists()
+
+
+def test_errors_that_are_not_of_writing_are_left_as_they_are(tmp_path):
+    for error in (FileNotFoundError(errno.ENOENT, "none", "data"), ValueError("no"),
+                  PermissionError(errno.EACCES, "no", "/elsewhere")):  # fmt: skip
+        with pytest.raises(type(error)) as caught, writing(tmp_path):
+            raise error
+        assert caught.value is error
+    refused = PermissionError(errno.EACCES, "Permission denied", str(tmp_path / "events"))
+    with pytest.raises(UnwritableFile, match=f"{tmp_path}/events: Permission"), writing(tmp_path):
+        raise refused

@@ -4,6 +4,8 @@ import hashlib
 import json
 import math
 import os
+import re
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -11,6 +13,7 @@ from pathlib import Path
 import lightning.pytorch as pl
 import pytest
 import torch
+from sessions import Moment, limit_file_size, scalars, session
 from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
@@ -70,7 +73,7 @@ LAUNCHERS = {
 
 def run(launcher: str, folder: Path, notes: Path, *args: str) -> subprocess.CompletedProcess:
     notes.mkdir(exist_ok=True)
-    path = os.pathsep.join([str(Path(__file__).parent), str(ROOT)])
+    path = os.pathsep.join([str(Path(__file__).parent), str(ROOT / "tests"), str(ROOT)])
     environment = os.environ | {NOTES: str(notes), "PYTHONPATH": path, "OMP_NUM_THREADS": "1"}
     command = [
         *(*LAUNCHERS[launcher], "train.py", "--config", "configs/quickstart.yaml"),
@@ -115,8 +118,8 @@ def test_two_processes_hold_the_same_masks_and_write_one_folder(launcher, tmp_pa
     checkpoint = torch.load(folder / "checkpoints" / "last.ckpt", weights_only=True)
     assert next(iter(checkpoint["state_dict"])) == "backbone.fc1.weight"
     assert done.stdout.count("test accuracy") == 1, "only one process prints"
-    written = list((folder / "checkpoints").iterdir())
-    assert [path.name for path in written] == ["last.ckpt"]
+    written = sorted((folder / "checkpoints").iterdir())
+    assert [path.name for path in written] == ["last.ckpt", "previous.ckpt"]
     assert sorted(path.name for path in tmp_path.iterdir()) == ["notes", "run"]
 
 
@@ -316,3 +319,55 @@ def test_files_of_masks_that_differ_stop_the_run(tmp_path, monkeypatch):
     Masks({**dense, last: torch.eye(3, 8).bool()}).save(tmp_path / "masks1")
     with pytest.raises(Exception, match=rf"masks of {last} differ"):
         fit(Reads(masks=str(tmp_path / "masks")), 2)
+
+
+TWO = [
+    *("--config", "configs/quickstart.yaml", "--trainer.max_epochs", "3"),
+    *("--trainer.devices", "2", "--trainer.strategy", "ddp", "--trainer.accelerator", "cpu"),
+]
+
+
+def go_to_root() -> None:
+    """From here the first process finds train.py, by which it starts the second."""
+    os.chdir(ROOT)
+    os.environ |= {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+
+
+def limit_file_size_at_root() -> None:
+    go_to_root()
+    limit_file_size(300_000)
+
+
+def test_two_processes_killed_go_on_to_the_bits_of_undisturbed_ones(tmp_path):
+    folders = whole, killed = tmp_path / "whole", tmp_path / "killed"
+    ended = session(TWO, whole, prepare=go_to_root)
+    assert ended.code == 0, ended.err[-2000:]
+    # Between the two renames of the second epoch's checkpoints.
+    ended = session(TWO, killed, Moment("os.replace", 5, after=True), go_to_root)
+    assert ended.code == -signal.SIGKILL, ended.err[-2000:]
+    assert not (killed / "checkpoints" / "last.ckpt").exists()
+    ended = session(TWO, killed, prepare=go_to_root)
+    assert ended.code == 0, ended.err[-2000:]
+    ends = [torch.load(f / "checkpoints" / "last.ckpt", weights_only=True) for f in folders]
+    for key in ("state_dict", "optimizer_states"):
+        assert str(ends[0][key]) == str(ends[1][key])
+    hashes = [_hash(end["state_dict"]) for end in ends]
+    assert hashes[0] == hashes[1]
+    assert scalars(killed) == scalars(whole)
+
+
+def test_a_full_disk_stops_both_processes(tmp_path):
+    ended = session(TWO, tmp_path / "run", prepare=limit_file_size_at_root)
+    assert ended.code == 2
+    assert "Traceback" not in ended.err
+    path = tmp_path / "run" / "checkpoints" / "next.ckpt"
+    assert f"error: cannot write {path}: File too large" in ended.err
+
+
+def test_a_loss_that_is_not_finite_stops_both_processes(tmp_path):
+    args = [*TWO, "--model.optimizer.lr", "1e30"]
+    ended = session(args, tmp_path / "run", prepare=go_to_root)
+    assert ended.code == 2
+    assert "Traceback" not in ended.err
+    found = set(re.findall(r"in epoch 1 of 3, step \d+; last good checkpoint: none", ended.err))
+    assert len(found) == 1, "the earliest step of both"
