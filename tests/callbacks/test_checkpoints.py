@@ -88,6 +88,7 @@ def require_same_end(folder: Path, undisturbed: Path) -> None:
     assert names == {
         *(".lock", "config.yaml", "hparams.yaml", "layers.csv", "masks.safetensors"),
         *("summary.json", "checkpoints/last.ckpt", "checkpoints/previous.ckpt"),
+        *("levels.csv", "masks/level_00.safetensors"),
     }
 
 
