@@ -109,7 +109,10 @@ def test_two_processes_hold_the_same_masks_and_write_one_folder(launcher, tmp_pa
         assert ranks["end"][0]["metrics"][key] == ranks["end"][1]["metrics"][key]
 
     summary = json.loads((folder / "summary.json").read_text())
-    assert summary["effective_kept"] == 2662 < summary["kept"]
+    # SNIP loses units whole, so that a few more than asked for may be left; one process says so.
+    assert 2662 <= summary["effective_kept"] < summary["kept"]
+    said = done.stderr.count("no threshold meets 100x effective (2662 of")
+    assert said == (summary["effective_kept"] > 2662)
     assert math.isfinite(summary["test_accuracy"])
     assert math.isfinite(summary["test_loss"])
     masks = Masks.load(folder / "masks.safetensors")
