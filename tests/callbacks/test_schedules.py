@@ -10,6 +10,7 @@ import torch
 import torch.nn.functional as F
 from lightning.pytorch.callbacks import EMAWeightAveraging, WeightAveraging
 from lightning.pytorch.plugins import MixedPrecision
+from lightning.pytorch.strategies import SingleDeviceStrategy
 from scheduled import (
     OPTIMIZERS,
     SCHEDULES,
@@ -1068,3 +1069,43 @@ def test_the_loss_that_is_trained_is_that_of_the_masked_network():
     for name, weight in by_hand.named_parameters():
         expected = masked(weight.grad, manager.masks.get(name))
         torch.testing.assert_close(gradients[name], expected, rtol=1e-5, atol=1e-7)
+
+
+@pytest.mark.xfail(strict=True, reason="what regrows at random is not broadcast")
+def test_ranks_with_generators_of_their_own_agree_on_what_regrows(monkeypatch):
+    """The second run hears what the first one broadcasts, as if it were another rank."""
+    said: list = []
+
+    def run(seed: int, broadcast) -> Masks:
+        monkeypatch.setattr(SingleDeviceStrategy, "broadcast", broadcast)
+        generator = torch.Generator().manual_seed(seed)
+        schedule = Regrow("1ep", 0.5, "random", until="3ep")
+        manager = MaskManager(Magnitude(), "5x", schedule=schedule, generator=generator)
+        fit(scheduled(), manager, epochs=4)
+        return manager.masks
+
+    first = run(1, lambda self, thing, src=0: said.append(thing) or thing)
+    heard = iter(said)
+    assert run(2, lambda self, thing, src=0: next(heard)) == first
+
+
+class StepsItself(Scheduled):
+    """Optimizes by hand, and asks for its schedule of rates as Lightning's documentation shows."""
+
+    automatic_optimization = False
+
+    def training_step(self, batch, batch_idx: int) -> None:
+        optimizer = self.optimizers()
+        optimizer.zero_grad()
+        self.manual_backward(super().training_step(batch, batch_idx))
+        optimizer.step()
+        self.lr_schedulers().step()
+
+
+@pytest.mark.xfail(strict=True, reason="the module's schedules are taken away to let them rest")
+@pytest.mark.parametrize("name", ["fine tune", "after training"])
+def test_a_held_rate_leaves_a_schedule_to_who_asks_for_it(name):
+    module = scheduled(scheduler=partial(StepLR, step_size=4, gamma=0.5), kind=StepsItself)
+    manager = manager_of(name)
+    fit(module, manager)
+    assert manager.masks.kept == 222

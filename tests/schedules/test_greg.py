@@ -7,6 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from lit_prune import LitPruneError
 from lit_prune.acts import Due, Pick, PrunePicked, Push
 from lit_prune.schedules import GReg1, GReg2
 from lit_prune.timing import Course, Time
@@ -108,3 +109,10 @@ def test_the_paper_s_numbers():
 @pytest.mark.parametrize("schedule", [GReg1("1ep", ceiling=2e-4), GReg2("1ep", parting=1e-4)])
 def test_the_trainer_says_how_long(schedule):
     assert not schedule.fixes_length
+
+
+@pytest.mark.xfail(strict=True, reason="an OverflowError, when the training is planned")
+@pytest.mark.parametrize("kind", [GReg1, GReg2])
+def test_a_ceiling_without_end_is_refused(kind):
+    with pytest.raises(LitPruneError, match="ceiling=inf"):
+        kind("1ep", ceiling=math.inf)
