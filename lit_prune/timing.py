@@ -106,21 +106,33 @@ class Course:
         >>> [str(time) for time in Course(total=100).every("1ep", "6ep", "2ep")]
         ['1ep', '3ep', '5ep']
         """
-        begin, end, period = Time.parse(begin), Time.parse(end), Time.parse(period)
-        if not period.count:
+        if not Time.parse(period).count:
             raise LitPruneError(f"every={period} is out of range: at least 1")
-        if begin.unit == end.unit == period.unit == "ep":
-            # Goes without knowing the steps of an epoch.
-            return [Time(n, "ep") for n in range(begin.count, end.count + 1, period.count)]
-        first, last, stride = self.step(begin), self.step(end), self.step(period)
-        return [self.at(step) for step in range(first, last + 1, stride)]
+        unit, (first, last, stride) = self.alike(begin, end, period)
+        return [self.time(count, unit) for count in range(first, last + 1, stride)]
 
     def is_before(self, one: TimeLike, other: TimeLike) -> bool:
         """Return whether ``one`` comes before ``other``."""
-        one, other = Time.parse(one), Time.parse(other)
-        if one.unit == other.unit:
-            return one.count < other.count
-        return self.step(one) < self.step(other)
+        _, (first, second) = self.alike(one, other)
+        return first < second
+
+    def alike(self, *times: TimeLike) -> tuple[Unit, list[int]]:
+        """Return times as counts of one unit, and the unit: steps only if one of them is in steps.
+
+        So times that are all in epochs go without the number of steps in one.
+
+        >>> Course(total=100, steps=600).alike("2ep", "500it", "0it")
+        ('it', [1200, 500, 0])
+        """
+        parsed = [Time.parse(time) for time in times]
+        units = {time.unit for time in parsed if time.count}
+        if "it" not in units:
+            return "ep", [time.count for time in parsed]
+        return "it", [self.step(time) for time in parsed]
+
+    def time(self, count: int, unit: Unit) -> Time:
+        """Return the time after ``count`` of ``unit``, in epochs where an epoch begins there."""
+        return self.at(count) if unit == "it" else Time(count, unit)
 
     def _steps(self, time: Time) -> int:
         if not time.count:

@@ -13,6 +13,7 @@ from lightning.pytorch.utilities.model_helpers import is_overridden
 
 from lit_prune.callbacks.hold import averaged
 from lit_prune.callbacks.mask_manager import MaskManager
+from lit_prune.errors import LitPruneError
 from lit_prune.files import write_whole
 from lit_prune.measure import Measurement
 from lit_prune.probe import same_random_state
@@ -59,6 +60,9 @@ class Levels(Callback):
 
     Attributes:
         rows: the levels that ended.
+
+    Raises:
+        LitPruneError: the trainer has no :class:`MaskManager`.
     """
 
     def __init__(self, folder: str | Path | None = None) -> None:
@@ -66,6 +70,19 @@ class Levels(Callback):
         self.rows: list[LevelRow] = []
         self._seconds = 0.0
         self._since = time.monotonic()
+        self._is_validated = False
+
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Check that there is a mask manager."""
+        _manager(trainer)
+
+    def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Forget the validation of another epoch."""
+        self._is_validated = False
+
+    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Note that the metrics are of this epoch."""
+        self._is_validated = True
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Start the clock."""
@@ -94,18 +111,18 @@ class Levels(Callback):
 
     def _end_level(self, trainer: Trainer, pl_module: LightningModule, epochs: int) -> None:
         manager = _manager(trainer)
+        found = manager.measure()
         assert manager.masks is not None
-        assert manager.measurement is not None
-        val, test = trainer.callback_metrics.get("val/accuracy"), _tested(trainer, pl_module)
+        val = trainer.callback_metrics.get("val/accuracy") if self._is_validated else None
         row = LevelRow(
             level=len(self.rows),
             epoch=epochs,
             kept=manager.masks.kept,
             direct_sparsity=manager.masks.sparsity,
-            effective_sparsity=manager.measurement.totals()["effective_sparsity"],
-            collapsed_layers=_collapsed(manager.measurement),
+            effective_sparsity=found.totals()["effective_sparsity"],
+            collapsed_layers=_collapsed(found),
             val_accuracy=None if val is None else float(val),
-            test_accuracy=test,
+            test_accuracy=_tested(trainer, pl_module),
             seconds=round(self._seconds + time.monotonic() - self._since, 3),
         )
         self.rows.append(row)
@@ -119,7 +136,10 @@ class Levels(Callback):
 
 def _manager(trainer: Trainer) -> MaskManager:
     callbacks: Iterable[Callback] = trainer.callbacks  # type: ignore[attr-defined]
-    return next(callback for callback in callbacks if isinstance(callback, MaskManager))
+    found = [callback for callback in callbacks if isinstance(callback, MaskManager)]
+    if not found:
+        raise LitPruneError("Levels needs a MaskManager among the trainer's callbacks")
+    return found[0]
 
 
 def _collapsed(measurement: Measurement) -> int:
@@ -140,9 +160,9 @@ def _tested(trainer: Trainer, pl_module: LightningModule) -> float | None:
     A trainer tests nothing while it trains, so another one does; the random numbers of training
     are as they were.
     """
-    source = getattr(trainer, "datamodule", None) or pl_module
-    loader = source.test_dataloader() if is_overridden("test_dataloader", source) else None
-    if not loader or not is_overridden("test_step", pl_module):
+    datamodule = getattr(trainer, "datamodule", None)
+    source = datamodule or pl_module
+    if not all(map(is_overridden, ("test_dataloader", "test_step"), (source, pl_module))):
         return None
     device = trainer.strategy.root_device
     tester = Trainer(
@@ -157,13 +177,16 @@ def _tested(trainer: Trainer, pl_module: LightningModule) -> float | None:
         enable_progress_bar=False,
         enable_model_summary=False,
     )
+    hook = pl_module._current_fx_name
     try:
         with same_random_state(0), averaged(trainer, pl_module):
-            (found,) = tester.test(pl_module, loader, verbose=False)
+            found = tester.test(pl_module, datamodule=datamodule, verbose=False)
     finally:
-        pl_module.trainer = trainer
-    accuracy = found.get("test/accuracy")
-    return None if accuracy is None else float(accuracy)
+        pl_module.trainer, pl_module._current_fx_name = trainer, hook
+        if datamodule is not None:
+            datamodule.trainer = trainer
+    known = [result["test/accuracy"] for result in found if "test/accuracy" in result]
+    return float(known[0]) if known else None
 
 
 def _as_csv(rows: Iterable[LevelRow]) -> str:

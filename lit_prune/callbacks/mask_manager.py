@@ -21,7 +21,7 @@ from lit_prune.prune import Search
 from lit_prune.schedules import Schedule
 from lit_prune.schedules.at_init import AtInit
 from lit_prune.targets import Target
-from lit_prune.timing import Course
+from lit_prune.timing import Course, Time
 
 __all__ = ["MaskManager"]
 
@@ -128,6 +128,7 @@ class MaskManager(Callback):
         self._first_epoch: int | None = None
         self._first_step = 0
         self._proven_at: int | None = None
+        self._sets_length = False
 
     @property
     def masks(self) -> Masks | None:
@@ -152,13 +153,17 @@ class MaskManager(Callback):
             self._seed = int(trainer.strategy.broadcast(torch.initial_seed()))
         if stage == "fit":
             _require_whole_parameters(trainer)
-            if not self._done:
-                _agree_on_length(self.schedule, trainer)
+            # What is open needs a number before optimizers are made, where one is known already.
+            self._sets_length = trainer.max_epochs == -1 and self.schedule.fixes_length
+            if self._sets_length and (length := self.schedule.length(None)) is not None:
+                trainer.fit_loop.max_epochs = trainer.current_epoch + length
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Plan the training, and put stored or restored masks to work."""
         if self._first_epoch is None:
             self._first_epoch, self._first_step = trainer.current_epoch, trainer.global_step
+        steps = _steps_an_epoch(trainer, pl_module)
+        self._agree_on_length(trainer, steps)
         standing = self.standing
         if standing.masks is None:
             dense = Masks.dense(pl_module, self.include, self.exclude)
@@ -168,7 +173,7 @@ class MaskManager(Callback):
             self.scoring, trainer, pl_module, standing, self._seed, self.generator
         )
         self._proven_at = trainer.global_step
-        self._plan_course(trainer, self._training.masks.total)
+        self._plan_course(trainer, self._training.masks.total, steps)
 
     def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Do what is due with this epoch; log the sparsity."""
@@ -177,13 +182,18 @@ class MaskManager(Callback):
         self._training.measure()
         self._log_sparsity(trainer, pl_module)
 
+    def on_train_batch_start(self, *args: Any) -> None:
+        """Keep a rate that a schedule holds."""
+        assert self._training is not None
+        self._training.keep_rate()
+
     def on_before_optimizer_step(
         self, trainer: Trainer, pl_module: LightningModule, optimizer: Optimizer
     ) -> None:
         """Zero the gradients of pruned weights: after unscaling, before clipping and the step."""
         assert self._training is not None
         self._do_what_is_due(trainer, trainer.current_epoch, in_step=True)
-        self._training.before_step()
+        self._training.before_step(optimizer)
 
     def on_train_batch_end(self, trainer: Trainer, *args: Any) -> None:
         """Do what is due after so many steps; prove that the optimizer leaves zeros zero."""
@@ -222,23 +232,60 @@ class MaskManager(Callback):
 
     # What else a run asks for.
 
+    def measure(self) -> Measurement:
+        """Return what the masks leave, measured now if they have changed."""
+        assert self._training is not None
+        self._training.measure()
+        assert self.measurement is not None
+        return self.measurement
+
     def ends_level(self, epoch: int) -> bool:
         """Whether a new level of sparsity begins in the epoch after ``epoch``."""
         if self._course is None:
             return False
         following = epoch + 1 - (self._first_epoch or 0)
         starts = (due.time for due in self._plan if due.act.opens_level)
-        return any(self._course.epoch(time) == following for time in starts)
+        return any(_epoch(time, self._course) == following for time in starts)
 
     # How it is done.
 
-    def _plan_course(self, trainer: Trainer, total: int) -> None:
+    def _agree_on_length(self, trainer: Trainer, steps: int | None) -> None:
+        """Let the trainer take as many epochs as the schedule, where that knows.
+
+        Raises:
+            LitPruneError: the trainer was told otherwise.
+        """
+        if not self.schedule.fixes_length:
+            return
+        name, length = type(self.schedule).__name__, self.schedule.length(steps)
+        if length is None:
+            raise LitPruneError(
+                f"the schedule {name} counts epochs from a point in optimizer steps, and "
+                "the training data do not say how many batches they have; name it in epochs"
+            )
+        if trainer.max_steps != -1:
+            raise LitPruneError(
+                f"the schedule {name} takes {length} epochs, and "
+                f"trainer.max_steps={trainer.max_steps} may end it before; leave it out"
+            )
+        end = (self._first_epoch or 0) + length
+        if self._sets_length:
+            trainer.fit_loop.max_epochs = end
+        elif trainer.max_epochs != end:
+            after = f" after the {self._first_epoch} before" if self._first_epoch else ""
+            raise LitPruneError(
+                f"the schedule {name} takes {length} epochs{after}, and trainer.max_epochs is "
+                f"{trainer.max_epochs}: set it to {end}, or leave it out of a config (-1 in your "
+                "own Trainer)"
+            )
+
+    def _plan_course(self, trainer: Trainer, total: int, steps: int | None) -> None:
         epochs = trainer.max_epochs
         self._course = Course(
             total=total,
             keep=self.scoring.count(total) if self.schedule.wants_target else None,
             epochs=None if epochs in (None, -1) else epochs - (self._first_epoch or 0),
-            steps=_steps_an_epoch(trainer),
+            steps=steps,
         )
         self._plan = self.schedule.plan(self._course)
         _require_within(self.schedule, self._plan, self._course)
@@ -316,47 +363,26 @@ def _require_whole_parameters(trainer: Trainer) -> None:
         )
 
 
-def _agree_on_length(schedule: Schedule, trainer: Trainer) -> None:
-    """Let the trainer take as many epochs as the schedule, where that knows.
-
-    Raises:
-        LitPruneError: the trainer was told otherwise.
-    """
-    if not schedule.fixes_length:
-        return
-    length = schedule.length(None)
-    if length is None:
-        trainer.fit_loop.setup_data()
-        length = schedule.length(_steps_an_epoch(trainer))
-    name, given = type(schedule).__name__, trainer.max_epochs
-    if trainer.max_steps != -1:
-        raise LitPruneError(
-            f"the schedule {name} takes {length} epochs, and trainer.max_steps={trainer.max_steps} "
-            "may end it before; leave it out"
-        )
-    if given == -1:
-        trainer.fit_loop.max_epochs = length
-    elif given != trainer.current_epoch + (length or 0):
-        raise LitPruneError(
-            f"the schedule {name} takes {length} epochs, and trainer.max_epochs is {given}: set it "
-            f"to {length}, or leave it out of a config (-1 in your own Trainer)"
-        )
-
-
 def _require_within(schedule: Schedule, plan: list[Due], course: Course) -> None:
     """Check that all of the plan happens before the training ends."""
     if course.epochs is None or not plan:
         return
     last = plan[-1].time
-    if course.epoch(last) >= course.epochs:
+    if (epoch := _epoch(last, course)) is not None and epoch >= course.epochs:
         raise LitPruneError(
             f"the schedule {type(schedule).__name__} has work to do at {last}, and the training "
             f"ends with epoch {course.epochs}"
         )
 
 
-def _steps_an_epoch(trainer: Trainer) -> int | None:
+def _epoch(time: Time, course: Course) -> int | None:
+    """Return the epoch in which a time lies; None where that cannot be known."""
+    return None if time.unit == "it" and course.steps is None else course.epoch(time)
+
+
+def _steps_an_epoch(trainer: Trainer, pl_module: LightningModule) -> int | None:
+    """Return how many optimizer steps an epoch has; None where only training will show."""
     batches = trainer.num_training_batches
-    if math.isinf(batches):
+    if math.isinf(batches) or not pl_module.automatic_optimization:
         return None
     return math.ceil(batches / trainer.accumulate_grad_batches)

@@ -68,6 +68,9 @@ class Scoring:
             RanksDiffer: the processes that train together come to different ones.
         """
         found = self._stored(pl_module)
+        if found is None and keep >= masks.kept:
+            # What is ineffective went with the last prune, and took more than was asked for.
+            return masks
         if found is None:
             found = self._searched(masks, keep, trainer, pl_module, generator)
         ranks_of(trainer).require_same(found)

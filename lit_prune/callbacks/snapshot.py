@@ -22,7 +22,8 @@ class Snapshot:
     Attributes:
         groups: of every optimizer, the settings of its parameter groups, learning rates included.
         schedulers: the states of the learning-rate schedulers.
-        weights: the module's state dict, by plain names, on the CPU; None where not wanted.
+        weights: parameters and buffers, by plain names, on the CPU, those too that a state dict
+            leaves out; None where not wanted.
         optimizers: the states of the optimizers; None where not wanted.
     """
 
@@ -38,7 +39,7 @@ class Snapshot:
         schedulers = [_aside(c.scheduler.state_dict()) for c in trainer.lr_scheduler_configs]
         if not weights:
             return cls(groups, schedulers)
-        state = {plain_name(name): tensor for name, tensor in pl_module.state_dict().items()}
+        state = {plain_name(name): tensor for name, tensor in _state(pl_module).items()}
         optimizers = [_aside(optimizer.state_dict()) for optimizer in trainer.optimizers]
         return cls(groups, schedulers, _aside(state), optimizers)
 
@@ -56,8 +57,9 @@ class Snapshot:
         """Make weights, buffers, optimizer states and rates what they were; averages start anew."""
         assert self.weights is not None
         assert self.optimizers is not None
-        own = {plain_name(name): name for name in pl_module.state_dict()}
-        pl_module.load_state_dict({own[name]: tensor for name, tensor in self.weights.items()})
+        own = {plain_name(name): tensor for name, tensor in _state(pl_module).items()}
+        for name, tensor in self.weights.items():
+            own[name].copy_(tensor)
         for optimizer, state in zip(trainer.optimizers, self.optimizers, strict=True):
             # Optimizers keep what they are given, and change it.
             optimizer.load_state_dict(deepcopy(state))
@@ -73,6 +75,12 @@ class Snapshot:
                 _restore(group, settings)
         for config, state in zip(trainer.lr_scheduler_configs, self.schedulers, strict=True):
             config.scheduler.load_state_dict(deepcopy(state))
+
+
+def _state(pl_module: LightningModule) -> dict[str, Tensor]:
+    """Return all parameters and buffers, in their own storage."""
+    named = [*pl_module.named_parameters(), *pl_module.named_buffers()]
+    return {name: tensor.detach() for name, tensor in named}
 
 
 def _settings(group: dict[str, Any]) -> dict[str, Any]:

@@ -1,12 +1,13 @@
 """UnderWay: a training under way, and what a schedule may have done to it."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 from lightning.pytorch import LightningModule, Trainer
 from torch import Tensor, nn
+from torch.optim import Optimizer
 
 from lit_prune.acts import Grow
 from lit_prune.callbacks.hold import Hold, averages
@@ -36,7 +37,7 @@ class Standing:
         strength: of the L2 penalty on what is picked.
         everywhere: whether the penalty is on every connection instead.
         rates: the learning rates of the last optimizer step, group by group.
-        is_held: whether the rate no longer follows the module's schedule.
+        held: those that no longer follow the module's schedule; None where they do.
     """
 
     masks: Masks | None = None
@@ -47,13 +48,14 @@ class Standing:
     strength: float = 0.0
     everywhere: bool = False
     rates: tuple[float, ...] = ()
-    is_held: bool = False
+    held: tuple[float, ...] | None = None
 
     def plain(self) -> dict[str, Any]:
         """Return it as plain tensors and numbers, which a checkpoint may hold."""
         return {
-            **{n: getattr(self, n) for n in ("changes", "strength", "everywhere", "is_held")},
+            **{n: getattr(self, n) for n in ("changes", "strength", "everywhere")},
             "rates": [float(rate) for rate in self.rates],
+            "held": None if self.held is None else [float(rate) for rate in self.held],
             "masks": None if self.masks is None else dict(self.masks.to("cpu")),
             "picked": None if self.picked is None else dict(self.picked.to("cpu")),
             "measurement": None if self.measurement is None else self.measurement.plain(),
@@ -65,6 +67,7 @@ class Standing:
         """Read what :meth:`plain` wrote."""
         kinds: dict[str, Callable[[Any], Any]] = {
             "rates": tuple,
+            "held": tuple,
             "masks": Masks,
             "picked": Masks,
             "measurement": Measurement.from_plain,
@@ -104,9 +107,9 @@ class UnderWay:
         self._ranks = ranks_of(trainer)
         self._ranks.require_same(standing.masks)
         self._hold = Hold(standing.masks, trainer, pl_module)
-        self._pulled: list[tuple[nn.Parameter, Tensor]] = []
+        self._pulled: list[tuple[Optimizer, nn.Parameter, Tensor]] = []
         self._take_hold_of_pulled()
-        if standing.is_held:
+        if standing.held is not None:
             self._rest_schedulers()
 
     @property
@@ -124,8 +127,6 @@ class UnderWay:
     def prune(self, keep: int) -> None:
         """Prune down to ``keep`` connections, and measure what is left."""
         self._settle(self._found(keep))
-        assert self._standing.measurement is not None
-        self._scoring.require_stored(self._standing.measurement, self.masks.total)
 
     def pick(self, keep: int) -> None:
         """Choose what a prune down to ``keep`` would remove, and remove nothing yet."""
@@ -171,23 +172,32 @@ class UnderWay:
 
     def hold_rate(self, rate: float | None) -> None:
         """Train on with ``rate``, or the last; the module's schedule rests."""
-        groups = [g for optimizer in self._trainer.optimizers for g in optimizer.param_groups]
-        rates = [rate] * len(groups) if rate is not None else self._rates
-        for group, value in zip(groups, rates, strict=False):
-            if isinstance(group["lr"], Tensor):
-                group["lr"].fill_(value)
-            else:
-                group["lr"] = value
-        self._stand(is_held=True)
+        groups = self._groups()
+        # Before the first step the last rate is the one at hand.
+        rates = self._rates or [group["lr"] for group in groups]
+        if rate is not None:
+            rates = [rate] * len(groups)
+        self._stand(held=tuple(float(each) for each in rates))
+        self.keep_rate()
         self._rest_schedulers()
 
     # What the mask manager asks for.
 
+    def keep_rate(self) -> None:
+        """Set a held rate again, whatever a schedule that is stepped by hand made of it."""
+        if self._standing.held is None:
+            return
+        for group, rate in zip(self._groups(), self._standing.held, strict=True):
+            if isinstance(group["lr"], Tensor):
+                group["lr"].fill_(rate)
+            else:
+                group["lr"] = rate
+
     def draw_anew(self) -> None:
         """Draw new weights under the same masks; optimizers and averages start anew."""
         # Ranks may differ in their generators; their weights must not.
-        seed = self._trainer.strategy.broadcast(self._first_seed())
-        reinitialise(self._module, int(seed))
+        seed = int(self._trainer.strategy.broadcast(self._first_seed()))
+        reinitialise(self._module, (seed + _APART * (self._standing.changes - 1)) % 2**63)
         for optimizer in self._trainer.optimizers:
             optimizer.state.clear()
         for average in averages(self._trainer):
@@ -208,14 +218,12 @@ class UnderWay:
         weights = self.masks.parameters(self._module).values()
         return all(bool(w.grad.isfinite().all()) for w in weights if w.grad is not None)
 
-    def before_step(self) -> None:
+    def before_step(self, optimizer: Optimizer) -> None:
         """Pull what is pushed, zero the gradients of what is pruned, note the rates."""
-        for weight, pulled in self._pulled:
-            if weight.grad is not None:
-                weight.grad.addcmul_(weight.detach(), pulled, value=self._standing.strength)
+        if self._pulled:
+            self._pull(optimizer)
         self._hold.zero_gradients()
-        groups = [g for optimizer in self._trainer.optimizers for g in optimizer.param_groups]
-        rates = (group["lr"] for group in groups)
+        rates = (group["lr"] for group in self._groups())
         self._rates = [rate.clone() if isinstance(rate, Tensor) else rate for rate in rates]
 
     def require_zeros(self) -> None:
@@ -226,6 +234,20 @@ class UnderWay:
 
     def _stand(self, **changes: Any) -> None:
         self._standing = replace(self._standing, **changes)
+
+    def _groups(self) -> list[dict[str, Any]]:
+        return [g for optimizer in self._trainer.optimizers for g in optimizer.param_groups]
+
+    def _pull(self, optimizer: Optimizer) -> None:
+        """Add the gradient of the penalty to the weights that ``optimizer`` is about to step."""
+        scale = 1.0
+        if _unscales_by_itself(optimizer):
+            scaler = getattr(self._trainer.precision_plugin, "scaler", None)
+            scale = 1.0 if scaler is None else scaler.get_scale()
+        for owner, weight, pulled in self._pulled:
+            if owner is optimizer and weight.grad is not None:
+                strength = self._standing.strength * scale
+                weight.grad.addcmul_(weight.detach(), pulled, value=strength)
 
     def _found(self, keep: int) -> Masks:
         """Return the masks of a prune down to ``keep``."""
@@ -239,6 +261,7 @@ class UnderWay:
         masks, measurement = self._scoring.measured(
             masks, self._trainer, self._module, self._first_seed()
         )
+        self._scoring.require_stored(measurement, masks.total)
         self._stand(measurement=measurement)
         self._take_over(masks)
 
@@ -251,15 +274,19 @@ class UnderWay:
         standing, masks = self._standing, self.masks
         kept = standing.picked
         self._pulled = []
-        if standing.strength and (standing.everywhere or kept is not None):
-            for name, weight in masks.parameters(self._module).items():
-                pulled = masks[name]
-                if not standing.everywhere and kept is not None:
-                    pulled = pulled & ~kept[name].to(pulled.device)
-                self._pulled.append((weight, pulled.to(weight.dtype)))
+        if not standing.strength or (kept is None and not standing.everywhere):
+            return
+        weights = masks.parameters(self._module)
+        for owner, weight, name in _owned(self._trainer.optimizers, weights):
+            pulled = masks[name]
+            if not standing.everywhere and kept is not None:
+                pulled = pulled & ~kept[name].to(pulled.device)
+            self._pulled.append((owner, weight, pulled.to(weight.dtype)))
 
     def _rest_schedulers(self) -> None:
-        self._trainer.strategy.lr_scheduler_configs = []
+        """Let Lightning step the module's schedules no more; some raise past their end."""
+        if self._module.automatic_optimization:
+            self._trainer.strategy.lr_scheduler_configs = []
 
     def _first_seed(self) -> int:
         return self._seed if self._generator is None else self._generator.initial_seed()
@@ -283,3 +310,20 @@ class UnderWay:
             name: torch.zeros_like(w) if w.grad is None else w.grad.abs()
             for name, w in weights.items()
         }
+
+
+def _owned(
+    optimizers: list[Optimizer], weights: dict[str, nn.Parameter]
+) -> Iterator[tuple[Optimizer, nn.Parameter, str]]:
+    """Yield every weight with its optimizer and its name."""
+    names = {id(weight): name for name, weight in weights.items()}
+    for optimizer in optimizers:
+        for group in optimizer.param_groups:
+            for weight in group["params"]:
+                if id(weight) in names:
+                    yield optimizer, weight, names[id(weight)]
+
+
+def _unscales_by_itself(optimizer: Optimizer) -> bool:
+    """Whether gradients of a scaled loss are still scaled before the step: fused ones do that."""
+    return getattr(optimizer, "_step_supports_amp_scaling", False)

@@ -57,10 +57,6 @@ class Gradual(Schedule):
 
     def _keep(self, course: Course, time: Time, keep: int) -> int:
         """Return how many connections are kept at ``time``."""
-        marks = [Time.parse(self.begin), time, Time.parse(self.end)]
-        if len({mark.unit for mark in marks}) == 1:
-            begin, now, end = (mark.count for mark in marks)
-        else:
-            begin, now, end = (course.step(mark) for mark in marks)
+        _, (begin, now, end) = course.alike(self.begin, time, self.end)
         left = (1 - (now - begin) / (end - begin)) ** self.power
         return keep + round((course.total - keep) * left)

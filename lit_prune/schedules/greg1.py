@@ -2,7 +2,6 @@
 
 import math
 from dataclasses import dataclass
-from itertools import pairwise
 
 from lit_prune.acts import Due, Pick, PrunePicked, Push
 from lit_prune.schedules.ranges import require
@@ -42,34 +41,31 @@ class GReg1(Schedule):
         """Check the ranges."""
         require(self, "every", Time.parse(self.every).count >= 1, "at least 1")
         require(self, "step", self.step > 0, "above 0")
-        require(self, "ceiling", self.ceiling >= self.step, f"at least step={self.step}")
+        require(self, "ceiling", self.step <= self.ceiling < math.inf, f"at least step={self.step}")
         for time in (self.begin, self.settle):
             Time.parse(time)
 
     def plan(self, course: Course) -> list[Due]:
         """Return the pick, every rise of the penalty, and the prune."""
         assert course.keep is not None
-        begin = course.step(self.begin)
-        rises, end = growth(course, begin, self.every, self.step, self.ceiling)
-        end += course.step(self.settle)
+        unit, (begin, every, settle) = course.alike(self.begin, self.every, self.settle)
+        rises, end = growth(begin, every, self.step, self.ceiling)
         return [
-            Due(course.at(begin), Pick(course.keep)),
-            *(Due(course.at(when), Push(strength)) for when, strength in rises),
-            Due(course.at(end), PrunePicked()),
+            Due(course.time(begin, unit), Pick(course.keep)),
+            *(Due(course.time(when, unit), Push(strength)) for when, strength in rises),
+            Due(course.time(end + settle, unit), PrunePicked()),
         ]
 
 
 def growth(
-    course: Course, begin: int, every: str, step: float, ceiling: float, start: float = 0.0
+    begin: int, every: int, step: float, ceiling: float, start: float = 0.0
 ) -> tuple[list[tuple[int, float]], int]:
-    """Return the optimizer steps at which a penalty rises, to how much, and where the last ends.
+    """Return when a penalty rises and to how much, and where its last period ends.
 
-    >>> growth(Course(total=1), 100, "10it", step=0.4, ceiling=1.0)
+    >>> growth(100, 10, step=0.4, ceiling=1.0)
     ([(100, 0.4), (110, 0.8), (120, 1.0)], 130)
     """
-    period = course.step(every)
     number = math.ceil(round((ceiling - start) / step, 9))
     heights = [min(start + step * rise, ceiling) for rise in range(1, number + 1)]
-    rises = [(begin + period * turn, height) for turn, height in enumerate(heights)]
-    assert all(a[1] < b[1] for a, b in pairwise(rises))
-    return rises, begin + period * number
+    rises = [(begin + every * turn, height) for turn, height in enumerate(heights)]
+    return rises, begin + every * number

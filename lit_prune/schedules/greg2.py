@@ -1,5 +1,6 @@
 """Growing regularisation of everything, then of what is picked: GReg-2."""
 
+import math
 from dataclasses import dataclass
 
 from lit_prune.acts import Due, Pick, PrunePicked, Push
@@ -49,20 +50,26 @@ class GReg2(Schedule):
         require(self, "spread", self.spread > 0, "above 0")
         require(self, "parting", self.parting >= self.spread, f"at least spread={self.spread}")
         require(self, "step", self.step > 0, "above 0")
-        require(self, "ceiling", self.ceiling > self.parting, f"above parting={self.parting}")
+        above = f"above parting={self.parting}"
+        require(self, "ceiling", self.parting < self.ceiling < math.inf, above)
         for time in (self.begin, self.settle):
             Time.parse(time)
 
     def plan(self, course: Course) -> list[Due]:
         """Return the rises of both penalties, the pick between them, and the prune."""
         assert course.keep is not None
-        begin = course.step(self.begin)
-        first, parted = growth(course, begin, self.every, self.spread, self.parting)
-        second, end = growth(course, parted, self.every, self.step, self.ceiling, self.parting)
-        end += course.step(self.settle)
+        unit, (begin, every, settle) = course.alike(self.begin, self.every, self.settle)
+        first, parted = growth(begin, every, self.spread, self.parting)
+        second, end = growth(parted, every, self.step, self.ceiling, self.parting)
+
+        def pushes(rises: list[tuple[int, float]], everywhere: bool) -> list[Due]:
+            return [
+                Due(course.time(when, unit), Push(height, everywhere)) for when, height in rises
+            ]
+
         return [
-            *(Due(course.at(when), Push(strength, everywhere=True)) for when, strength in first),
-            Due(course.at(parted), Pick(course.keep)),
-            *(Due(course.at(when), Push(strength)) for when, strength in second),
-            Due(course.at(end), PrunePicked()),
+            *pushes(first, everywhere=True),
+            Due(course.time(parted, unit), Pick(course.keep)),
+            *pushes(second, everywhere=False),
+            Due(course.time(end + settle, unit), PrunePicked()),
         ]

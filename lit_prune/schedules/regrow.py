@@ -53,7 +53,9 @@ class Regrow(Schedule):
         """Return the prune at the start, and every replacement."""
         assert course.keep is not None
         until = self._until(course)
-        times = course.every("0ep", until, self.every)[1:]
+        times = [
+            t for t in course.every("0ep", until, self.every)[1:] if course.is_before(t, until)
+        ]
         start = Due(Time(0, "ep"), Prune(course.keep))
         return [start, *(Due(t, Rewire(self._share(course, t, until), self.by)) for t in times)]
 
@@ -67,9 +69,5 @@ class Regrow(Schedule):
         return course.at(course.epochs * course.steps * 3 // 4)
 
     def _share(self, course: Course, time: Time, until: TimeLike) -> float:
-        end = Time.parse(until)
-        if time.unit == end.unit:
-            passed = time.count / end.count
-        else:
-            passed = course.step(time) / course.step(end)
-        return self.share / 2 * (1 + math.cos(math.pi * passed))
+        _, (now, end) = course.alike(time, until)
+        return self.share / 2 * (1 + math.cos(math.pi * (now / end)))

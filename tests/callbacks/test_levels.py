@@ -14,7 +14,7 @@ from test_mask_manager import Dots, Small, connectivity, data, loader, make_trai
 from torch import Tensor
 from torch.utils.data import DataLoader, IterableDataset, TensorDataset
 
-from lit_prune import LitClassifier, MaskManager, Masks
+from lit_prune import LitClassifier, LitPruneError, MaskManager, Masks
 from lit_prune.callbacks import Levels, SeededEpochs
 from lit_prune.criteria import Magnitude, Random
 from lit_prune.schedules import Gradual, Iterative
@@ -220,10 +220,7 @@ class Split(Measured):
     [
         Measured,
         Shuffled,
-        pytest.param(
-            Split,
-            marks=pytest.mark.xfail(strict=True, reason="test data are made with its numbers"),
-        ),
+        Split,
     ],
 )
 @pytest.mark.parametrize("name", ["weights to 1ep", "gradual in epochs", "greg 1"])
@@ -437,7 +434,6 @@ class LogsLater(pl.Callback):
         pl_module.log("mine", 1.0)
 
 
-@pytest.mark.xfail(strict=True, reason="the test in between takes the hook's name away")
 def test_a_callback_that_comes_later_may_log():
     trainer = train(scheduled(kind=Measured), manager_of("share"), Levels(), LogsLater())
     assert trainer.callback_metrics["mine"] == 1
@@ -465,7 +461,6 @@ class EndlessTest(Measured):
         return DataLoader(Stream(), 6)
 
 
-@pytest.mark.xfail(strict=True, reason="one loader with a length is expected")
 @pytest.mark.parametrize("kind", [TwoTests, EndlessTest])
 def test_test_data_of_any_form_do_not_end_the_training(kind):
     levels = Levels()
@@ -473,7 +468,6 @@ def test_test_data_of_any_form_do_not_end_the_training(kind):
     assert len(levels.rows) == 3
 
 
-@pytest.mark.xfail(strict=True, reason="a test of no batch finds nothing")
 def test_no_test_batches_do_not_end_the_training():
     levels = Levels()
     train(scheduled(kind=Measured), manager_of("share"), levels, limit_test_batches=0)
@@ -496,7 +490,6 @@ class InStages(pl.LightningDataModule):
         return DataLoader(self.test, 20)
 
 
-@pytest.mark.xfail(strict=True, reason="a fit has not set up the test data")
 def test_a_data_module_that_sets_up_its_test_data_for_a_test():
     levels = Levels()
     trainer = make_trainer(manager_of("share"), levels, epochs=-1)
@@ -517,7 +510,6 @@ class Negated(pl.LightningDataModule):
         return -batch[0], batch[1]
 
 
-@pytest.mark.xfail(strict=True, reason="the loaders are tested without their data module")
 def test_hooks_of_a_data_module_prepare_the_test_batches_too():
     manager, levels, module = manager_of("at init"), Levels(), scheduled(kind=Measured)
     trainer = make_trainer(manager, levels, epochs=2)
@@ -527,7 +519,6 @@ def test_hooks_of_a_data_module_prepare_the_test_batches_too():
     assert found["test/accuracy"] != apart(module.state_dict())
 
 
-@pytest.mark.xfail(strict=True, reason="the accuracy of another level is still there")
 def test_a_level_that_was_not_validated_has_no_validation_accuracy():
     levels = Levels()
     module = scheduled(kind=Measured)
@@ -535,13 +526,11 @@ def test_a_level_that_was_not_validated_has_no_validation_accuracy():
     assert [row.val_accuracy is None for row in levels.rows] == [True, False, True]
 
 
-@pytest.mark.xfail(strict=True, reason="StopIteration")
 def test_without_a_mask_manager_the_mistake_is_said():
-    with pytest.raises(RuntimeError, match="MaskManager"):
+    with pytest.raises(LitPruneError, match="MaskManager"):
         train(scheduled(kind=Measured), Levels(), epochs=1)
 
 
-@pytest.mark.xfail(strict=True, reason="masks are measured at the manager's own epoch end")
 @pytest.mark.parametrize("name", ["random regrowth"])
 def test_levels_may_come_before_the_mask_manager(name):
     levels = Levels()
@@ -549,7 +538,6 @@ def test_levels_may_come_before_the_mask_manager(name):
     assert len(levels.rows) == 1
 
 
-@pytest.mark.xfail(strict=True, reason="levels are told apart by epochs, which are not known")
 def test_data_without_a_length_have_levels_in_steps():
     manager = MaskManager(Magnitude(), "5x", schedule=Gradual("1it", "6it", "2it"))
     levels, batches = Levels(), DataLoader(Stream(), 6)

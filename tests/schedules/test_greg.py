@@ -111,7 +111,6 @@ def test_the_trainer_says_how_long(schedule):
     assert not schedule.fixes_length
 
 
-@pytest.mark.xfail(strict=True, reason="an OverflowError, when the training is planned")
 @pytest.mark.parametrize("kind", [GReg1, GReg2])
 def test_a_ceiling_without_end_is_refused(kind):
     with pytest.raises(LitPruneError, match="ceiling=inf"):
