@@ -26,6 +26,12 @@ ON_CPUS = ("--trainer.accelerator", "cpu", "--trainer.strategy", "ddp")
 README = (LAUNCH / "README.md").read_text()
 README_BLOCKS = re.findall(r"^```sh\n(.*?)^```$", README, re.MULTILINE | re.DOTALL)
 
+# Ways to start one run in two processes; a batch script's own python has to start the second.
+BATCH = ("sbatch", "--ntasks=1", "--cpus-per-task=2", "python.sbatch")
+ALLOCATED = ("salloc", "--ntasks-per-node=2", "srun", "python")
+TERMINAL = ("salloc", "--ntasks=2", "python")
+START_TWO = [BATCH, ALLOCATED, TERMINAL]
+
 queue = [pytest.mark.slow, pytest.mark.timeout(600)]
 
 
@@ -343,7 +349,12 @@ class TestQueue:
         assert (end["JobState"], end["ExitCode"], end["Restarts"]) == ("FAILED", "2:0", "0")
         assert "--nothing" in said(checkout)
 
-    def test_a_run_queued_again_in_mid_epoch_ends_with_the_same_bits(self, cluster, checkout):
+    @pytest.mark.parametrize(
+        "reached", [["--batch"], [], ["--full"]], ids=["script", "run", "both"]
+    )
+    def test_a_run_queued_again_in_mid_epoch_ends_with_the_same_bits(
+        self, reached, cluster, checkout
+    ):
         # The last task has the number of the whole array, so it is the one to be signalled.
         (checkout / "runs.txt").write_text("--run_dir calm\n--run_dir disturbed\n")
         job = submit(
@@ -353,7 +364,7 @@ class TestQueue:
         )
         until(lambda: (checkout / "notes" / "held").exists(), 120)
         cluster.wait(f"{job}_1")
-        cluster.run("scancel", "--batch", "--signal=USR1", f"{job}_2")
+        cluster.run("scancel", *reached, "--signal=USR1", f"{job}_2")
         until(lambda: cluster.job(f"{job}_2")["Restarts"] == "1", 60)
 
         end = cluster.wait(f"{job}_2")
@@ -381,6 +392,15 @@ class TestQueue:
         assert not (checkout / "runs").exists()
 
         assert result(checkout / "srun") == result(by_torchrun)
+
+    @pytest.mark.parametrize("start", START_TWO)
+    def test_lightning_takes_no_process_for_another(self, start, cluster, checkout, by_torchrun):
+        """It goes by the job's name and number of tasks, which say little of who starts what."""
+        words = ["train.py", *QUICKSTART, *ON_CPUS, "--trainer.devices", "2", "--run_dir", "run"]
+        (checkout / "python.sbatch").write_text('#!/bin/bash\npython "$@"\n')
+        cluster.run(*start, *words, **at(checkout), SBATCH_WAIT="1")
+        assert said(checkout).count("test accuracy") <= 1
+        assert result(checkout / "run") == result(by_torchrun)
 
 
 @pytest.mark.slow
