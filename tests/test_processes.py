@@ -10,9 +10,12 @@ import pytest
 from lightning.fabric.utilities.rank_zero import rank_zero_only
 from lightning.pytorch.plugins.environments import LightningEnvironment, SLURMEnvironment
 
-from lit_prune.cli import main
+from lit_prune import MaskManager
+from lit_prune.cli import main, make_trainer
+from lit_prune.criteria import Random
 from lit_prune.errors import LitPruneError
 from lit_prune.processes import in_slurm, queued_again, require_all
+from lit_prune.run import RunFolder
 
 ROOT = Path(__file__).resolve().parents[1]
 QUICKSTART = ["--config", str(ROOT / "configs" / "quickstart.yaml"), "--trainer.max_epochs", "2"]
@@ -111,6 +114,16 @@ def test_another_number_of_processes_is_named(variables, launcher, devices, node
         require_all(built)
     assert f"trainer.devices={devices}" in str(error.value)
     assert f"trainer.num_nodes={nodes}" in str(error.value)
+
+
+@pytest.mark.parametrize("own", [None, SLURMEnvironment])
+def test_the_trainer_of_a_run_goes_by_it_unless_the_config_names_another(own, place, tmp_path):
+    place(**step(1))
+    settings = {"devices": 2, "strategy": "ddp", "accelerator": "cpu", "logger": False}
+    built = make_trainer(
+        {**settings, "plugins": own and own()}, MaskManager(Random(), "2x"), RunFolder(tmp_path)
+    )
+    assert type(built.strategy.cluster_environment) is (own or LightningEnvironment)
 
 
 def test_two_processes_do_not_train_one_device_each_in_one_folder(place, tmp_path, capsys):
