@@ -9,6 +9,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 
 import lightning.pytorch as pl
@@ -61,7 +62,7 @@ def run(*command: str | Path, cwd: Path = ROOT, **environment: str) -> subproces
         env={**clean, "PYTHON": sys.executable, "PYTHONPATH": str(ROOT), **environment},
         capture_output=True,
         text=True,
-        timeout=280,
+        timeout=500,
         check=False,
     )
 
@@ -242,16 +243,23 @@ def test_usr1_queues_this_task_again_and_leaves_the_run_alone(job, name, tmp_pat
     (tmp_path / "train.py").touch()
     environment = {**os.environ, "PATH": f"{tmp_path}:{os.environ['PATH']}", **job}
     script = subprocess.Popen(
-        ["bash", str(LAUNCH / "slurm.sbatch"), "--x"], cwd=tmp_path, env=environment
+        ["bash", str(LAUNCH / "slurm.sbatch"), "--x"],
+        cwd=tmp_path,
+        env=environment,
+        start_new_session=True,
     )
-    until(lambda: (tmp_path / "started").exists(), 20)
-    for times in (1, 2):
-        script.send_signal(signal.SIGUSR1)
-        asked = f"requeue {name}\n" * times
-        until(lambda asked=asked: _text(tmp_path / "asked") == asked, 20)
-    assert script.poll() is None, "it waits for the run"
-    (tmp_path / "end").touch()
-    assert script.wait(timeout=20) == 4
+    try:
+        until(lambda: (tmp_path / "started").exists(), 60)
+        for times in (1, 2):
+            script.send_signal(signal.SIGUSR1)
+            asked = f"requeue {name}\n" * times
+            until(lambda asked=asked: _text(tmp_path / "asked") == asked, 60)
+        assert script.poll() is None, "it waits for the run"
+        (tmp_path / "end").touch()
+        assert script.wait(timeout=60) == 4
+    finally:
+        with suppress(ProcessLookupError):
+            os.killpg(script.pid, signal.SIGKILL)
 
 
 def _text(path: Path) -> str:
@@ -362,10 +370,10 @@ class TestQueue:
             *("--trainer.callbacks+", "test_launch.Hold"),
             **{HELD: "2"},
         )
-        until(lambda: (checkout / "notes" / "held").exists(), 120)
+        until(lambda: (checkout / "notes" / "held").exists(), 300)
         cluster.wait(f"{job}_1")
         cluster.run("scancel", *reached, "--signal=USR1", f"{job}_2")
-        until(lambda: cluster.job(f"{job}_2")["Restarts"] == "1", 60)
+        until(lambda: cluster.job(f"{job}_2")["Restarts"] == "1", 120)
 
         end = cluster.wait(f"{job}_2")
         assert (end["JobState"], end["Restarts"]) == ("COMPLETED", "1"), said(checkout)
