@@ -2,6 +2,7 @@
 
 import logging
 import shlex
+import signal
 import sys
 import time
 import warnings
@@ -16,12 +17,13 @@ from typing import Any
 import torch
 import yaml
 from jsonargparse import ArgumentParser, Namespace
-from lightning.fabric.plugins import CheckpointIO
+from lightning.fabric.plugins import CheckpointIO, ClusterEnvironment
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.fabric.utilities.rank_zero import rank_zero_only
 from lightning.pytorch import Callback, LightningDataModule, LightningModule, Trainer
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from lightning.pytorch.loggers import TensorBoardLogger
+from lightning.pytorch.utilities.exceptions import SIGTERMException
 from torch import nn
 
 from lit_prune import backbones, criteria, data, quotas, schedules
@@ -40,6 +42,7 @@ from lit_prune.errors import LitPruneError, LitPruneWarning, TrainingStopped, fi
 from lit_prune.files import os_error
 from lit_prune.module import LitClassifier
 from lit_prune.probe import undisturbed
+from lit_prune.processes import in_slurm, queued_again, require_all
 from lit_prune.run import RunFolder, environment, folder_name, mask_summary, writing
 from lit_prune.schedules import Schedule
 from lit_prune.shelf import members
@@ -76,14 +79,18 @@ _CLASSES = {
 def main(args: Sequence[str] | None = None) -> int:
     """Run ``train.py`` with ``args`` (None: those of the command line); return its exit code.
 
-    A mistake of the user is one line on stderr and the code 2.
+    A mistake of the user is one line on stderr and the code 2. A run that SIGTERM ends has the
+    code of that signal, as if it had not been heeded.
     """
     try:
         quiet()
-        _run(list(sys.argv[1:] if args is None else args))
+        with queued_again():
+            _run(list(sys.argv[1:] if args is None else args))
     except LitPruneError as error:
         print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
         return 2
+    except SIGTERMException:
+        return 128 + signal.SIGTERM
     return 0
 
 
@@ -320,15 +327,19 @@ def make_trainer(settings: dict[str, Any], manager: MaskManager, folder: RunFold
     plugins = _as_list(chosen.pop("plugins", []))
     if not any(isinstance(plugin, CheckpointIO) for plugin in plugins):
         plugins.append(WholeCheckpoints())
+    if not any(isinstance(plugin, ClusterEnvironment) for plugin in plugins):
+        plugins += [here] if (here := in_slurm()) else []
     if chosen.get("logger", True) is True:
         chosen["logger"] = TensorBoardLogger(folder.path, "", "", default_hp_metric=False)
     defaults = {"num_sanity_val_steps": 0, "enable_model_summary": False}
-    return Trainer(
+    trainer = Trainer(
         **{**defaults, **chosen},
         callbacks=callbacks,
         plugins=plugins,
         default_root_dir=folder.path,
     )
+    require_all(trainer)
+    return trainer
 
 
 def _as_list(one_or_many: Any) -> list[Any]:

@@ -61,7 +61,7 @@ class Cluster:
             cwd=environment.get("PWD"),
             capture_output=True,
             text=True,
-            timeout=240,
+            timeout=500,
             check=False,
         )
         assert done.returncode == 0, f"{command}: {done.stderr}"
@@ -72,7 +72,7 @@ class Cluster:
         words = self.run("scontrol", "--oneliner", "show", "job", job).split()
         return dict(word.split("=", 1) for word in words if "=" in word)
 
-    def wait(self, job: str, seconds: float = 120) -> dict[str, str]:
+    def wait(self, job: str, seconds: float = 300) -> dict[str, str]:
         """Wait until ``job`` ended, and return what SLURM knows of it."""
         ended = {"COMPLETED", "FAILED", "CANCELLED", "TIMEOUT", "NODE_FAIL"}
         until(lambda: self.job(job)["JobState"] in ended, seconds)

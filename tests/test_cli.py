@@ -592,8 +592,11 @@ def test_a_mistake_is_one_line_on_stderr_code_2_and_no_folder(name, run, tmp_pat
     [
         ("", ["model.backbone", "data"]),
         ("--model.backbone LeNet5", ["data"]),
-        ("--model.backbone LeNet5 --data Digits", ["max_epochs"]),
-        ("--model.backbone LeNet5 --data Digits --trainer.max_epochs 1", ["criterion"]),
+        ("--model.backbone LeNet5 --data Digits", ["criterion"]),
+        (
+            "--model.backbone LeNet5 --data Digits --pruning.criterion SNIP --pruning.target 9x",
+            ["max_epochs"],
+        ),
         (f"--config {QUICKSTART} --config none.yaml", ["none.yaml"]),
     ],
 )

@@ -9,6 +9,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 
 import lightning.pytorch as pl
@@ -25,6 +26,12 @@ ON_CPUS = ("--trainer.accelerator", "cpu", "--trainer.strategy", "ddp")
 
 README = (LAUNCH / "README.md").read_text()
 README_BLOCKS = re.findall(r"^```sh\n(.*?)^```$", README, re.MULTILINE | re.DOTALL)
+
+# Ways to start one run in two processes; a batch script's own python has to start the second.
+BATCH = ("sbatch", "--ntasks=1", "--cpus-per-task=2", "python.sbatch")
+ALLOCATED = ("salloc", "--ntasks-per-node=2", "srun", "python")
+TERMINAL = ("salloc", "--ntasks=2", "python")
+START_TWO = [BATCH, ALLOCATED, TERMINAL]
 
 queue = [pytest.mark.slow, pytest.mark.timeout(600)]
 
@@ -55,7 +62,7 @@ def run(*command: str | Path, cwd: Path = ROOT, **environment: str) -> subproces
         env={**clean, "PYTHON": sys.executable, "PYTHONPATH": str(ROOT), **environment},
         capture_output=True,
         text=True,
-        timeout=280,
+        timeout=500,
         check=False,
     )
 
@@ -236,16 +243,23 @@ def test_usr1_queues_this_task_again_and_leaves_the_run_alone(job, name, tmp_pat
     (tmp_path / "train.py").touch()
     environment = {**os.environ, "PATH": f"{tmp_path}:{os.environ['PATH']}", **job}
     script = subprocess.Popen(
-        ["bash", str(LAUNCH / "slurm.sbatch"), "--x"], cwd=tmp_path, env=environment
+        ["bash", str(LAUNCH / "slurm.sbatch"), "--x"],
+        cwd=tmp_path,
+        env=environment,
+        start_new_session=True,
     )
-    until(lambda: (tmp_path / "started").exists(), 20)
-    for times in (1, 2):
-        script.send_signal(signal.SIGUSR1)
-        asked = f"requeue {name}\n" * times
-        until(lambda asked=asked: _text(tmp_path / "asked") == asked, 20)
-    assert script.poll() is None, "it waits for the run"
-    (tmp_path / "end").touch()
-    assert script.wait(timeout=20) == 4
+    try:
+        until(lambda: (tmp_path / "started").exists(), 60)
+        for times in (1, 2):
+            script.send_signal(signal.SIGUSR1)
+            asked = f"requeue {name}\n" * times
+            until(lambda asked=asked: _text(tmp_path / "asked") == asked, 60)
+        assert script.poll() is None, "it waits for the run"
+        (tmp_path / "end").touch()
+        assert script.wait(timeout=60) == 4
+    finally:
+        with suppress(ProcessLookupError):
+            os.killpg(script.pid, signal.SIGKILL)
 
 
 def _text(path: Path) -> str:
@@ -343,7 +357,12 @@ class TestQueue:
         assert (end["JobState"], end["ExitCode"], end["Restarts"]) == ("FAILED", "2:0", "0")
         assert "--nothing" in said(checkout)
 
-    def test_a_run_queued_again_in_mid_epoch_ends_with_the_same_bits(self, cluster, checkout):
+    @pytest.mark.parametrize(
+        "reached", [["--batch"], [], ["--full"]], ids=["script", "run", "both"]
+    )
+    def test_a_run_queued_again_in_mid_epoch_ends_with_the_same_bits(
+        self, reached, cluster, checkout
+    ):
         # The last task has the number of the whole array, so it is the one to be signalled.
         (checkout / "runs.txt").write_text("--run_dir calm\n--run_dir disturbed\n")
         job = submit(
@@ -351,10 +370,10 @@ class TestQueue:
             *("--trainer.callbacks+", "test_launch.Hold"),
             **{HELD: "2"},
         )
-        until(lambda: (checkout / "notes" / "held").exists(), 120)
+        until(lambda: (checkout / "notes" / "held").exists(), 300)
         cluster.wait(f"{job}_1")
-        cluster.run("scancel", "--batch", "--signal=USR1", f"{job}_2")
-        until(lambda: cluster.job(f"{job}_2")["Restarts"] == "1", 60)
+        cluster.run("scancel", *reached, "--signal=USR1", f"{job}_2")
+        until(lambda: cluster.job(f"{job}_2")["Restarts"] == "1", 120)
 
         end = cluster.wait(f"{job}_2")
         assert (end["JobState"], end["Restarts"]) == ("COMPLETED", "1"), said(checkout)
@@ -381,6 +400,15 @@ class TestQueue:
         assert not (checkout / "runs").exists()
 
         assert result(checkout / "srun") == result(by_torchrun)
+
+    @pytest.mark.parametrize("start", START_TWO)
+    def test_lightning_takes_no_process_for_another(self, start, cluster, checkout, by_torchrun):
+        """It goes by the job's name and number of tasks, which say little of who starts what."""
+        words = ["train.py", *QUICKSTART, *ON_CPUS, "--trainer.devices", "2", "--run_dir", "run"]
+        (checkout / "python.sbatch").write_text('#!/bin/bash\npython "$@"\n')
+        cluster.run(*start, *words, **at(checkout), SBATCH_WAIT="1")
+        assert said(checkout).count("test accuracy") <= 1
+        assert result(checkout / "run") == result(by_torchrun)
 
 
 @pytest.mark.slow

@@ -313,8 +313,8 @@ def test_a_run_without_checkpoints_leaves_none_and_starts_over_when_killed(undis
         (folder / name).write_text("of the killed session")
     go_on(folder, *off)
     assert not (folder / "checkpoints").exists()
-    assert not (folder / "levels.csv").exists()
-    assert not (folder / "masks").exists()
+    assert "killed" not in (folder / "levels.csv").read_text()
+    assert Masks.load(folder / "masks" / "level_00.safetensors")
     assert (folder / "slurm-7.out").exists(), "what is not ours stays"
     assert scalars(folder) == scalars(undisturbed)
 
