@@ -39,7 +39,6 @@ from lit_prune.callbacks import (
 from lit_prune.complaint import complaint
 from lit_prune.data.images import ImagesInMemory
 from lit_prune.errors import LitPruneError, LitPruneWarning, TrainingStopped, first_line
-from lit_prune.files import os_error
 from lit_prune.module import LitClassifier
 from lit_prune.probe import undisturbed
 from lit_prune.processes import in_slurm, queued_again, require_all
@@ -154,13 +153,15 @@ def _fit_and_test(
     # Rank 0 is about to delete a folder that is overwritten.
     checkpoint, earlier = _taken_up(trainer, folder) if may_resume else (None, 0.0)
     try:
-        trainer.fit(model, datamodule=datamodule, ckpt_path=checkpoint, weights_only=True)
+        with writing(folder.path):
+            trainer.fit(model, datamodule=datamodule, ckpt_path=checkpoint, weights_only=True)
     except LitPruneError as error:
-        if trainer.global_step and not isinstance(error, TrainingStopped):
+        # In the first epoch it may still turn out that the optimizer does not fit.
+        if trainer.current_epoch and not isinstance(error, TrainingStopped):
             raise TrainingStopped(str(error)) from error
         raise
     except MISTAKES as error:
-        if trainer.global_step or os_error(error) is not None:
+        if trainer.global_step:
             raise
         kind = type(error).__name__
         raise LitPruneError(f"training could not start: {kind}: {first_line(error)}") from error

@@ -16,7 +16,7 @@ from pathlib import Path
 import pytest
 import torch
 import yaml
-from lightning.pytorch import Trainer
+from lightning.pytorch import Callback, Trainer
 from torch import Tensor, nn
 
 from lit_prune import LitClassifier, LitPruneError, Masks
@@ -566,3 +566,18 @@ def test_errors_that_are_not_of_writing_are_left_as_they_are(tmp_path):
     refused = PermissionError(errno.EACCES, "Permission denied", str(tmp_path / "events"))
     with pytest.raises(UnwritableFile, match=f"{tmp_path}/events: Permission"), writing(tmp_path):
         raise refused
+
+
+class FindsFault(Callback):
+    """Finds in the second epoch that something is wrong."""
+
+    def on_train_epoch_start(self, trainer, pl_module) -> None:
+        if trainer.current_epoch == 1:
+            raise LitPruneError("mistaken")
+
+
+def test_a_mistake_found_after_the_first_epoch_leaves_what_there_is(tmp_path, capsys):
+    folder = tmp_path / "run"
+    assert run(folder, "--trainer.callbacks", f"{HERE}.FindsFault", epochs=2) == 2
+    assert capsys.readouterr().err.endswith("error: mistaken\n")
+    assert (folder / "checkpoints" / "last.ckpt").exists()
