@@ -271,7 +271,7 @@ def lawful(name, module=None, *callbacks, target="5x", times=1, **kwargs):
 
 
 @EVERY_SCHEDULE
-@EVERY_OPTIMIZER
+@pytest.mark.parametrize("optimizer", mostly_slow(OPTIMIZERS, {"sgd", "adamw"}))
 def test_pruned_weight_gradient_and_state_are_zero_after_every_step(name, optimizer):
     law, manager, _trainer = lawful(name, scheduled(OPTIMIZERS[optimizer], dropout=0.2))
     assert law.states == ({"momentum_buffer"} if optimizer == "sgd" else {"exp_avg", "exp_avg_sq"})

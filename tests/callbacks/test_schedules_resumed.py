@@ -90,7 +90,13 @@ def resumed_everywhere(tmp_path, name, **settings) -> None:
         assert_same_end(again, whole)
 
 
-@pytest.mark.parametrize("name", list(SCHEDULES))
+QUICK = {
+    *("after training, last rate", "weights to 5it", "learning rate", "fine tune"),
+    *("gradual in steps", "random regrowth", "slow greg 1", "slow greg 2"),
+}
+
+
+@pytest.mark.parametrize("name", mostly_slow(SCHEDULES, QUICK))
 def test_resumed_after_every_epoch(tmp_path, name):
     resumed_everywhere(tmp_path, name)
 
@@ -103,7 +109,10 @@ def test_resumed_with_adam_and_every_schedule_of_rates(tmp_path, name, optimizer
     resumed_everywhere(tmp_path, name, optimizer=optimizer, scheduler=scheduler)
 
 
-@pytest.mark.parametrize("name", ["weights to 1ep", "random regrowth", "gradual in steps"])
+@pytest.mark.parametrize(
+    "name",
+    mostly_slow(["weights to 1ep", "random regrowth", "gradual in steps"], {"weights to 1ep"}),
+)
 def test_resumed_with_a_generator_of_ones_own(tmp_path, name):
     """Its state travels in the checkpoint: a criterion of random scores draws on."""
     resumed_everywhere(tmp_path, name, own_generator=True, criterion=Random())
@@ -157,7 +166,10 @@ def test_resumed_in_the_middle_of_an_epoch_and_of_a_level(tmp_path):
         assert whole.kept[step:] == again.kept
 
 
-@pytest.mark.parametrize("name", ["gradual in steps", "gradual in epochs", "slow greg 1"])
+@pytest.mark.parametrize(
+    "name",
+    mostly_slow(["gradual in steps", "gradual in epochs", "slow greg 1"], {"gradual in steps"}),
+)
 def test_resumed_after_a_dense_training_that_was_another_fit(tmp_path, name):
     """Times count from where pruning began, also in a run that is resumed later."""
     dense = LitClassifier(Small(dropout=0.5), OPTIMIZERS["sgd"], RATES["multistep"])
