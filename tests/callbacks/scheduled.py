@@ -1,11 +1,12 @@
 """What the tests of schedules share: a module with a schedule, every schedule, and witnesses."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
 import lightning.pytorch as pl
+import pytest
 import torch
 from test_mask_manager import Own, loader, make_trainer
 from torch import Tensor
@@ -50,6 +51,9 @@ SCHEDULES: dict[str, tuple[Schedule, int]] = {
     "gradient regrowth": (Regrow("1ep", 0.5, "gradient", until="3ep"), 4),
     "greg 1": (GReg1("2it", "2it", step=0.05, ceiling=0.15, settle="1it"), 3),
     "greg 2": (GReg2("1it", "1it", spread=0.02, parting=0.06, step=0.05, ceiling=0.15), 3),
+    # Penalties that outlast an epoch: of what is picked, and of everything.
+    "slow greg 1": (GReg1("1it", "5it", step=0.05, ceiling=0.1), 3),
+    "slow greg 2": (GReg2("1it", "5it", spread=0.05, parting=0.05, step=0.05, ceiling=0.1), 3),
 }
 
 
@@ -177,6 +181,11 @@ class Law(pl.Callback):
                 if isinstance(state, Tensor) and state.shape == weight.shape:
                     self.states.add(key)
                     assert (state[pruned] == 0).all(), (name, key)
+
+
+def mostly_slow(values: Iterable[Any], quick: set[Any]) -> list[Any]:
+    """Return the values as parameters of a test, those that are not ``quick`` marked as slow."""
+    return [v if v in quick else pytest.param(v, marks=pytest.mark.slow) for v in values]
 
 
 def same_bits(one: Any, other: Any) -> None:

@@ -49,6 +49,8 @@ ENDS = {
     # What was picked is removed after step 9, in epoch 2.
     "greg 1": [(2, 1108), (3, 222)],
     "greg 2": [(1, 1108), (3, 222)],
+    "slow greg 1": [(2, 1108), (3, 222)],
+    "slow greg 2": [(2, 1108), (3, 222)],
 }
 
 

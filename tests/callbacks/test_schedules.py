@@ -19,10 +19,11 @@ from scheduled import (
     Witness,
     fit,
     manager_of,
+    mostly_slow,
     same_bits,
     scheduled,
 )
-from test_mask_manager import PRUNABLE, TOTAL, data, loader, make_trainer
+from test_mask_manager import PRUNABLE, TOTAL, connectivity, data, loader, make_trainer
 from torch import Tensor
 from torch.optim import SGD, Adam
 from torch.optim.lr_scheduler import (
@@ -147,7 +148,7 @@ SCHEDULERS = {
 
 
 @pytest.mark.parametrize("rewind", ["weights", "learning_rate"])
-@pytest.mark.parametrize("point", POINTS)
+@pytest.mark.parametrize("point", mostly_slow(POINTS, {"1ep", "6it"}))
 @pytest.mark.parametrize("scheduler", SCHEDULERS)
 def test_every_level_repeats_the_rates_of_level_0_from_the_rewinding_point(
     scheduler, point, rewind
@@ -269,7 +270,7 @@ def lawful(name, module=None, *callbacks, target="5x", times=1, **kwargs):
 
 
 @EVERY_SCHEDULE
-@EVERY_OPTIMIZER
+@pytest.mark.parametrize("optimizer", mostly_slow(OPTIMIZERS, {"sgd", "adamw"}))
 def test_pruned_weight_gradient_and_state_are_zero_after_every_step(name, optimizer):
     law, manager, _trainer = lawful(name, scheduled(OPTIMIZERS[optimizer], dropout=0.2))
     assert law.states == ({"momentum_buffer"} if optimizer == "sgd" else {"exp_avg", "exp_avg_sq"})
@@ -287,19 +288,23 @@ AT_WORK = ["weights to 1ep", "gradual in epochs", "random regrowth", "gradient r
 
 
 @pytest.mark.parametrize("how", TRAINERS)
-@pytest.mark.parametrize("name", AT_WORK)
+@pytest.mark.parametrize(
+    "name", mostly_slow(AT_WORK, {"weights to 1ep", "gradient regrowth", "greg 2"})
+)
 def test_the_zero_law_under_mixed_precision_accumulation_and_clipping(name, how):
     # Two steps an epoch: what is due at a step comes twice as late.
     times = TRAINERS[how].get("accumulate_grad_batches", 1)
     lawful(name, scheduled(OPTIMIZERS["adamw"]), times=times, **TRAINERS[how])
 
 
-@pytest.mark.parametrize("name", ["weights to 1ep", "gradient regrowth", "greg 1"])
-@pytest.mark.parametrize("whole", [False, True])
+@pytest.mark.parametrize(
+    "name", mostly_slow(["weights to 1ep", "gradient regrowth", "greg 1"], {"gradient regrowth"})
+)
+@pytest.mark.parametrize("whole", mostly_slow([False, True], {True}))
 def test_the_zero_law_in_a_compiled_module(name, whole):
     torch.compiler.reset()
     module = scheduled(compiled=None if whole else "aot_eager")
-    module = torch.compile(module, backend="aot_eager") if whole else module
+    module = torch.compile(module, backend="eager") if whole else module
     _, manager, _ = lawful(name, module)
     assert list(manager.masks) == PRUNABLE
     plain = manager_of(name)
@@ -420,7 +425,10 @@ def test_the_zero_law_with_skipped_steps_of_fp16(name):
 # --- How far.
 
 
-@pytest.mark.parametrize("target", ["10x", "90%", "400", "99% effective", "10x effective"])
+@pytest.mark.parametrize(
+    "target",
+    mostly_slow(["10x", "90%", "400", "99% effective", "10x effective"], {"10x", "10x effective"}),
+)
 @pytest.mark.parametrize(
     "name", ["after training", "weights to 1ep", "init", "gradual in steps", "greg 1", "greg 2"]
 )
@@ -442,6 +450,11 @@ def test_every_level_of_an_effective_target_is_effective_and_a_miss_is_told():
     assert (kept > wanted) == any(str(wanted) in str(w.message) for w in told)
     levels = [Masks(witness.first_of(epoch).masks) for epoch in range(4)]
     assert all(after <= before for before, after in pairwise(levels))
+    for level, masks in enumerate(levels):
+        budget = round(TOTAL * (wanted / TOTAL) ** (level / 3))
+        effective = connectivity(scheduled(), masks).effective(masks).kept
+        assert budget <= effective < 1.2 * budget + 5
+    assert levels[-2].kept > round(TOTAL * (wanted / TOTAL) ** (2 / 3))
 
 
 def test_levels_nest_and_keep_a_geometric_sequence():
@@ -528,6 +541,15 @@ def test_new_weights_are_drawn_at_each_level_on_request():
         assert not now[~mask].any()
         assert drawn.first_of(epoch).states == {}
     assert Masks(plain.first_of(1).masks) == Masks(drawn.first_of(1).masks)
+
+
+def test_new_weights_begin_without_the_optimizer_s_state():
+    schedule = AfterTraining(1, 1)
+    manager = MaskManager(Magnitude(), "5x", schedule=schedule, reinitialise=True)
+    witness = Witness(manager)
+    fit(scheduled(OPTIMIZERS["adam"]), manager, witness)
+    assert set(witness.after[STEPS - 1].states) >= set(PRUNABLE)
+    assert witness.first_of(1).states == {}
 
 
 # --- The length.
@@ -686,6 +708,8 @@ def test_greg1_adds_its_penalty_to_the_gradient_of_what_is_picked_and_removes_ju
             assert torch.equal(gradient, expected), (step, name)
         assert all(torch.equal(mask, ~picked[name]) for name, mask in now.items())
     assert all(torch.equal(mask, ~picked[name]) for name, mask in manager.masks.items())
+    standing = manager.standing
+    assert (standing.strength, standing.picked, standing.everywhere) == (0, None, False)
 
 
 def test_greg2_presses_everything_and_then_what_it_picks():

@@ -7,14 +7,15 @@ import lightning.pytorch as pl
 import pytest
 import torch
 from lightning.pytorch.callbacks import EMAWeightAveraging, ModelCheckpoint
-from scheduled import OPTIMIZERS, SCHEDULES, Law, manager_of, same_bits
+from scheduled import OPTIMIZERS, SCHEDULES, Law, manager_of, mostly_slow, same_bits
 from test_mask_manager import Dots, Small, make_trainer
-from torch.optim.lr_scheduler import CosineAnnealingLR, MultiStepLR, OneCycleLR
+from torch.optim.lr_scheduler import CosineAnnealingLR, MultiStepLR, OneCycleLR, StepLR
 
 from lit_prune import LitClassifier, MaskManager
 from lit_prune.callbacks import Levels, SeededEpochs
 from lit_prune.callbacks.levels import LevelRow
 from lit_prune.criteria import SNIP, Magnitude, Random
+from lit_prune.schedules import AfterTraining
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore::lit_prune.errors.TargetMissed"),
@@ -89,7 +90,13 @@ def resumed_everywhere(tmp_path, name, **settings) -> None:
         assert_same_end(again, whole)
 
 
-@pytest.mark.parametrize("name", list(SCHEDULES))
+QUICK = {
+    *("after training, last rate", "weights to 5it", "learning rate", "fine tune"),
+    *("gradual in steps", "random regrowth", "slow greg 1", "slow greg 2"),
+}
+
+
+@pytest.mark.parametrize("name", mostly_slow(SCHEDULES, QUICK))
 def test_resumed_after_every_epoch(tmp_path, name):
     resumed_everywhere(tmp_path, name)
 
@@ -102,7 +109,10 @@ def test_resumed_with_adam_and_every_schedule_of_rates(tmp_path, name, optimizer
     resumed_everywhere(tmp_path, name, optimizer=optimizer, scheduler=scheduler)
 
 
-@pytest.mark.parametrize("name", ["weights to 1ep", "random regrowth", "gradual in steps"])
+@pytest.mark.parametrize(
+    "name",
+    mostly_slow(["weights to 1ep", "random regrowth", "gradual in steps"], {"weights to 1ep"}),
+)
 def test_resumed_with_a_generator_of_ones_own(tmp_path, name):
     """Its state travels in the checkpoint: a criterion of random scores draws on."""
     resumed_everywhere(tmp_path, name, own_generator=True, criterion=Random())
@@ -113,27 +123,26 @@ def test_resumed_with_criteria_that_read_batches_or_draw(tmp_path, criterion):
     resumed_everywhere(tmp_path, "weights to 1ep", criterion=criterion)
 
 
-@pytest.mark.parametrize("name", ["weights to 5it", "fine tune", "gradient regrowth", "greg 2"])
+@pytest.mark.parametrize(
+    "name",
+    mostly_slow(["weights to 5it", "fine tune", "gradient regrowth", "greg 2"], {"weights to 5it"}),
+)
 def test_resumed_with_an_average_of_weights(tmp_path, name):
     resumed_everywhere(tmp_path, name, callbacks=lambda: [EMAWeightAveraging(decay=0.8)])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["weights to 1ep", "gradient regrowth", "greg 1"])
 def test_resumed_under_bf16_and_clipping(tmp_path, name):
     resumed_everywhere(tmp_path, name, precision="bf16-mixed", gradient_clip_val=0.5)
 
 
-def test_resumed_where_a_schedule_of_rates_rests(tmp_path):
-    """The held rate is not the one that a fresh schedule would set."""
-    whole = run(tmp_path / "whole", "after training", scheduler="cosine")
-    again = run(
-        tmp_path / "again",
-        "after training",
-        scheduler="cosine",
-        resume=tmp_path / "whole" / "epoch=1.ckpt",
-    )
-    rates = [t.optimizers[0].param_groups[0]["lr"] for t in (whole.trainer, again.trainer)]
-    assert rates == [0.01, 0.01]
+@pytest.mark.parametrize("rate", [None, 0.02])
+def test_resumed_where_a_schedule_of_rates_rests_it_goes_on_resting(tmp_path, monkeypatch, rate):
+    """For several epochs: a fresh schedule would show with the second."""
+    monkeypatch.setitem(SCHEDULES, "held", (AfterTraining(1, 4, rate), -1))
+    monkeypatch.setitem(RATES, "halving", partial(StepLR, step_size=1, gamma=0.5))
+    resumed_everywhere(tmp_path, "held", scheduler="halving")
 
 
 def test_resumed_in_the_middle_of_an_epoch_and_of_a_level(tmp_path):
@@ -157,11 +166,30 @@ def test_resumed_in_the_middle_of_an_epoch_and_of_a_level(tmp_path):
         assert whole.kept[step:] == again.kept
 
 
+@pytest.mark.parametrize(
+    "name",
+    mostly_slow(["gradual in steps", "gradual in epochs", "slow greg 1"], {"gradual in steps"}),
+)
+def test_resumed_after_a_dense_training_that_was_another_fit(tmp_path, name):
+    """Times count from where pruning began, also in a run that is resumed later."""
+    dense = LitClassifier(Small(dropout=0.5), OPTIMIZERS["sgd"], RATES["multistep"])
+    trainer = make_trainer(epochs=2)
+    trainer.fit(dense, datamodule=Dots(batch_size=10, crop=1, flip=True, val_fraction=0.2))
+    trainer.save_checkpoint(tmp_path / "dense.ckpt")
+    start = {"epochs": 5, "resume": tmp_path / "dense.ckpt"}
+    whole = run(tmp_path / "whole", name, **start)
+    assert whole.law.kept == run(tmp_path / "alone", name).law.kept
+    for epoch in (2, 3):
+        start["resume"] = tmp_path / "whole" / f"epoch={epoch}.ckpt"
+        assert_same_end(run(tmp_path / str(epoch), name, **start), whole)
+
+
 def test_a_checkpoint_of_a_schedule_holds_plain_tensors_and_numbers(tmp_path):
-    for name in ("weights to 1ep", "greg 2", "random regrowth"):
-        run(tmp_path / name, name, own_generator=True)
-        for file in (tmp_path / name).glob("*.ckpt"):
-            torch.load(file, weights_only=True)
+    run(tmp_path, "greg 2", own_generator=True)
+    files = list(tmp_path.glob("*.ckpt"))
+    assert len(files) == 3
+    for file in files:
+        torch.load(file, weights_only=True)
 
 
 def test_resumed_with_a_cycle_of_rates_and_momenta(tmp_path, monkeypatch):
