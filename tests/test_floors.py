@@ -19,7 +19,7 @@ FLOORS = [
     {"criteria"},
     {"prune", "spine", "search", "targets", "schedules", "measure"},
     {"callbacks", "module", "data"},
-    {"cli", "complaint", "curve", "run", "report", "__main__"},
+    {"cli", "complaint", "curve", "run", "report", "sweep", "__main__"},
 ]
 FLOOR_OF = {room: floor for floor, rooms in enumerate(FLOORS) for room in rooms}
 LIGHTNING_FLOOR = 4
