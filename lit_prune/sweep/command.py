@@ -164,7 +164,9 @@ def _check(trials: Sequence[Trial], ledger: Ledger) -> None:
     seen: dict[str, Trial] = {}
     for trial in tqdm(trials, "checking", leave=False, delay=3, disable=None):
         try:
-            settings = parsed(list(trial.args)).settings()
+            cli = parsed(list(trial.args))
+            cli.manager()
+            settings = cli.settings()
             _require_one_process(settings["trainer"])
             ledger.run_folder(trial).require_same(settings)
         except LitPruneError as error:

@@ -25,6 +25,7 @@ __all__ = ["Worker"]
 _NEEDED_BY_RUNS = ("tensorboard", "torch.utils.tensorboard", "sklearn.datasets", "torch._dynamo")
 
 _FORK = multiprocessing.get_context("fork")
+_LEAVING = {signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2}
 _PR_SET_PDEATHSIG = 1
 
 
@@ -92,8 +93,11 @@ class Worker:
     def _exit_code(self, args: Sequence[str], log: Path) -> int:
         """Run ``train.py`` in a child; it does not outlive this call."""
         process = _FORK.Process(target=_train, args=(args, log, self.threads, os.getpid()))
+        # A signal that makes the worker leave must not come between the fork and the try.
+        mask = signal.pthread_sigmask(signal.SIG_BLOCK, _LEAVING)
         process.start()
         try:
+            signal.pthread_sigmask(signal.SIG_SETMASK, mask)
             process.join()
         finally:
             if process.is_alive():
@@ -129,6 +133,7 @@ def _train(args: list[str], log: Path, threads: int, parent: int) -> None:
         signal.signal(getattr(signal, name), signal.SIG_IGN)
     for name in ("SIGTERM", "SIGCONT"):
         signal.signal(getattr(signal, name), signal.SIG_DFL)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, _LEAVING)
     os.environ.pop("SLURM_NTASKS", None)
     _print_to(log)
     print("$", shlex.join(["python", "train.py", *args]))
@@ -168,6 +173,12 @@ def _reason(code: int, log: str) -> str:
     if code < 0:
         hint = ": was there too little memory?" if -code == signal.SIGKILL else ""
         return f"killed by {signal.Signals(-code).name}{hint}"
-    lines = [line.strip() for line in log.splitlines() if line.strip()]
-    last = lines[-1] if len(lines) > 1 else f"exit code {code}"
-    return last.removeprefix("error: ")
+    lines = [line for line in log.splitlines() if line.strip()]
+    mistakes = [line for line in lines if line.startswith("error: ")]
+    if code == 2 and mistakes:
+        return mistakes[-1].removeprefix("error: ")
+    _, traceback, rest = log.rpartition("Traceback (most recent call last):\n")
+    raised = [line for line in rest.splitlines() if line.strip() and not line.startswith(" ")]
+    if traceback and raised:
+        return raised[0]
+    return lines[-1].strip() if len(lines) > 1 else f"exit code {code}"

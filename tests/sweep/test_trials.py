@@ -121,7 +121,8 @@ def test_configs_go_first_then_typed_options_then_the_others_parents_first():
     files = ["one.yaml", "two.yaml", "three.yaml", "four.yaml"]
     configs = [word for file in files for word in ("--config", file)]
     typed = ["--data.root", "DIR", "--model.lr=1"]
-    assert list(trial.args) == [*configs, *typed, "--s=It", "--trainer.max_epochs=2", "--s.levels.n=3"]
+    others = ["--s=It", "--trainer.max_epochs=2", "--s.levels.n=3"]
+    assert list(trial.args) == [*configs, *typed, *others]
     assert trial.name == "m=x"
 
 
