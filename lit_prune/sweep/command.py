@@ -245,10 +245,11 @@ def _carried_out(plan: _Plan, jobs: int | None) -> int:
     try:
         with _interrupted_by_sigterm(), _threads(threads_of(plan.cluster, size, plan.slurm)):
             look = _followed(plan, crew, board)
-        crew.leave(10)
     except KeyboardInterrupt:
         return _stopped(plan, crew)
-    return _summed_up(plan, look)
+    code = _summed_up(plan, look)
+    crew.leave(10)
+    return code
 
 
 def _followed(plan: _Plan, crew: Crew, board: Board) -> Look:

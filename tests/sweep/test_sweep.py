@@ -308,12 +308,12 @@ def test_ctrl_c_ends_all_and_the_same_command_goes_on(command, tmp_path):
 
 @pytest.mark.slow
 def test_a_killed_command_is_joined_and_a_killed_worker_is_replaced(command, tmp_path):
-    first = command(20, "10x, 20x", "--jobs", "1")
+    first = command(6, "10x, 20x", "--jobs", "1")
     wait_for(lambda: running(tmp_path, "10x"), "running trial")
     first.kill()
     first.wait()
     assert processes_of(tmp_path), "the worker goes on"
-    second = command(20, "10x, 20x", "--jobs", "1")
+    second = command(6, "10x, 20x", "--jobs", "1")
     folder = tmp_path / "runs" / "sweeps" / "some"
     wait_for(lambda: (folder / "target=10x" / "summary.json").exists(), "summary")
     attempt = wait_for(
