@@ -128,12 +128,12 @@ def _ended_by_sigterm() -> Iterator[None]:
 def _train(args: list[str], log: Path, threads: int, parent: int) -> None:
     """Be the trial's process."""
     _die_with(parent)
-    # Its worker decides what a signal means; and it is a run of its own, not a task of the job.
-    for name in ("SIGINT", "SIGUSR1", "SIGUSR2"):
-        signal.signal(getattr(signal, name), signal.SIG_IGN)
-    for name in ("SIGTERM", "SIGCONT"):
-        signal.signal(getattr(signal, name), signal.SIG_DFL)
+    # A cluster signals all processes of a job; its worker decides what that means.
+    for number in (signal.SIGINT, *_LEAVING):
+        signal.signal(number, signal.SIG_IGN)
+    signal.signal(signal.SIGCONT, signal.SIG_DFL)
     signal.pthread_sigmask(signal.SIG_UNBLOCK, _LEAVING)
+    # It is a run of its own, and not, as Lightning would think, a task of the job.
     os.environ.pop("SLURM_NTASKS", None)
     _print_to(log)
     print("$", shlex.join(["python", "train.py", *args]))
