@@ -30,6 +30,13 @@ def wait_for(found, what):
     raise AssertionError(f"no {what} in 30 seconds")
 
 
+def is_deaf(pid):
+    """Whether a process ignores SIGINT."""
+    lines = Path(f"/proc/{pid}/status").read_text().splitlines()
+    (ignored,) = (line.split()[1] for line in lines if line.startswith("SigIgn"))
+    return bool(int(ignored, 16) >> (signal.SIGINT - 1) & 1)
+
+
 def local(tmp_path):
     return executor_of("local", tmp_path / "jobs", "some", 1, {})
 
@@ -50,8 +57,8 @@ def test_jobs_run_at_all_free_places_and_are_stopped(tmp_path):
         for p in (0, 2)
     ]
     assert crew.is_at_work()
-    for pid in pids:  # Ctrl-C reaches every process of a terminal, but jobs are deaf to it
-        os.kill(pid, signal.SIGINT)
+    # Ctrl-C reaches every process of a terminal, but jobs are deaf to it.
+    assert all(map(is_deaf, [*pids, *(int(job.job_id) for job in crew.jobs.values())]))
     crew.fill(work=9)
     assert crew.is_at_work()
     assert crew.left == 4, "nobody had to be replaced"
