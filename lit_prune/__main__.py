@@ -8,9 +8,10 @@ from lit_prune.errors import LitPruneError, did_you_mean
 
 __all__ = ["main"]
 
-# Each command is a module of this package with a function run(args).
+# Each command is a module of this package with a function run(args), which may return a code.
 _COMMANDS = {
     "curve": "draw direct against effective compression, without training",
+    "sweep": "run all combinations of a file, in parallel, here or on a cluster",
 }
 
 _USAGE = "usage: python -m lit_prune COMMAND ..."
@@ -26,18 +27,17 @@ def main(args: Sequence[str] | None = None) -> int:
         print(_help())
         return 0
     try:
-        _run(name, rest)
+        return _run(name, rest)
     except LitPruneError as error:
         print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
         return 2
-    return 0
 
 
-def _run(name: str, args: list[str]) -> None:
+def _run(name: str, args: list[str]) -> int:
     if name not in _COMMANDS:
         what = f"unknown command {name!r}{did_you_mean(name, _COMMANDS)}" if name else "no command"
         raise LitPruneError(f"{what} ({_USAGE}; known: {', '.join(_COMMANDS)})")
-    import_module(f"lit_prune.{name}").run(args)
+    return import_module(f"lit_prune.{name}").run(args) or 0
 
 
 def _help() -> str:

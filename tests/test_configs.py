@@ -8,14 +8,19 @@ from pathlib import Path
 import pytest
 
 from lit_prune.cli import main, parsed
+from lit_prune.sweep.description import Description
+from lit_prune.sweep.trials import trials_of
 
 ROOT = Path(__file__).resolve().parents[1]
 SCHEDULES = sorted((ROOT / "configs" / "schedules").glob("*.yaml"))
-CONFIGS = sorted(path.relative_to(ROOT) for path in (ROOT / "configs").rglob("*.yaml"))
+FOUND = sorted(path.relative_to(ROOT) for path in (ROOT / "configs").rglob("*.yaml"))
+SWEEPS = [path for path in FOUND if path.parent.name == "sweeps"]
+CONFIGS = [path for path in FOUND if path not in SWEEPS]
 
 
 def test_there_are_configs():
     assert Path("configs/quickstart.yaml") in CONFIGS
+    assert Path("configs/sweeps/quickstart.yaml") in SWEEPS
 
 
 @pytest.mark.parametrize("config", CONFIGS, ids=map(str, CONFIGS))
@@ -52,3 +57,19 @@ def test_every_schedule_trains_the_quickstart(config, monkeypatch, tmp_path):
     assert int(rows[-1]["kept"]) == summary["kept"] < summary["total"]
     assert int(rows[-1]["epoch"]) == summary["epochs"]
     assert float(rows[-1]["test_accuracy"]) == summary["test_accuracy"]
+
+
+@pytest.mark.parametrize("sweep", SWEEPS, ids=map(str, SWEEPS))
+def test_the_first_line_of_a_sweep_runs_it_and_its_values_are_understood(sweep, monkeypatch):
+    monkeypatch.chdir(ROOT)
+    monkeypatch.setattr("sys.argv", ["train.py"])
+    first = sweep.read_text().splitlines()[0]
+    assert first.startswith(f"# python -m lit_prune sweep {sweep}")
+    _, _, _, _, _, file, *extra = shlex.split(first)
+    trials = trials_of(Description.read(Path(file)), extra)
+    seen = set()
+    for trial in trials:
+        if not set(trial.labels.items()) <= seen:  # each value once
+            parsed(list(trial.args))
+        seen |= set(trial.labels.items())
+    assert len(seen) < len(trials)
