@@ -250,6 +250,7 @@ class TrainCLI(LightningCLI):
     ) -> tuple[LightningModule, LightningDataModule, MaskManager, Trainer]:
         """Build the module, the data, the mask manager and the trainer."""
         with _complaints():
+            _require_strategy(self.config.trainer.strategy)
             built = self.parser.instantiate(self.config)
             _require_length(built.trainer, built.pruning.schedule)
             trainer = make_trainer(dict(built.trainer), built.pruning, folder)
@@ -345,6 +346,19 @@ def make_trainer(settings: dict[str, Any], manager: MaskManager, folder: RunFold
 
 def _as_list(one_or_many: Any) -> list[Any]:
     return [*one_or_many] if isinstance(one_or_many, list | tuple) else [one_or_many]
+
+
+def _require_strategy(strategy: Any) -> None:
+    """Check that parameters stay whole, in processes that the command started."""
+    is_apart = ("spawn", "fork", "notebook")
+    if isinstance(strategy, str) and not (
+        strategy == "auto"
+        or (strategy.startswith("ddp") and not any(word in strategy for word in is_apart))
+    ):
+        raise LitPruneError(
+            f"trainer.strategy={strategy} is not supported: masks need whole parameters, in "
+            "processes that the command starts; use auto or ddp"
+        )
 
 
 def _require_length(trainer: Any, schedule: Schedule) -> None:

@@ -24,7 +24,7 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from torch import Tensor
 from tqdm import tqdm
 
-from lit_prune.callbacks import MaskManager
+from lit_prune.callbacks import Levels, MaskManager
 from lit_prune.callbacks.training_batches import TrainingBatches
 from lit_prune.cli import MISTAKES, TrainCLI, parsed, quiet, require_fit
 from lit_prune.connectivity import Connectivity
@@ -263,6 +263,8 @@ def points(cli: TrainCLI, plan: Plan, folder: Path) -> list[Row]:
     look = _Look(manager, plan)
     callbacks: list[Callback] = trainer.callbacks  # type: ignore[attr-defined]
     callbacks[callbacks.index(manager)] = look
+    # Nothing is trained, and no level ends.
+    callbacks[:] = [callback for callback in callbacks if not isinstance(callback, Levels)]
     try:
         trainer.fit(model, datamodule=datamodule)
     except MISTAKES as error:

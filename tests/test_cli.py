@@ -470,6 +470,12 @@ MISTAKES = {
     "unknown backbone": ("--model.backbone LeNet6", ["LeNet6", "LeNet5"]),
     "unknown data": ("--data MNST", ["MNST", "MNIST"]),
     "unknown schedule": ("--pruning.schedule AtInti", ["AtInti", "AtInit"]),
+    "parameters in shards": (
+        "--trainer.strategy fsdp",
+        ["trainer.strategy=fsdp", "use auto or ddp"],
+    ),
+    "shards by another": ("--trainer.strategy deepspeed_stage_2", ["deepspeed_stage_2", "ddp"]),
+    "processes out of reach": ("--trainer.strategy ddp_spawn", ["ddp_spawn", "use auto or ddp"]),
     "unknown optimizer": ("--model.optimizer torch.optim.SDG", ["SDG", "'SGD'"]),
     "unknown torchvision model": (
         "--model.backbone torchvision.models.resnet19",
