@@ -12,7 +12,7 @@ from lit_prune import Masks
 
 ROOT = Path(__file__).resolve().parents[2]
 SCHEDULES = sorted((ROOT / "configs" / "schedules").glob("*.yaml"))
-NET = ("--model.backbone.batch_norm", "true", "--trainer.sync_batchnorm", "true")
+NET = ("--model.backbone.batch_norm", "true")
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
 
