@@ -167,7 +167,8 @@ def _fit_and_test(
         raise LitPruneError(f"training could not start: {kind}: {first_line(error)}") from error
     if not trainer.global_step:
         raise LitPruneError("not one training step: see trainer.limit_train_batches and the data")
-    (found,) = trainer.test(model, datamodule=datamodule, verbose=False)
+    # Of no test batches there is nothing to find.
+    found = next(iter(trainer.test(model, datamodule=datamodule, verbose=False)), {})
     return {
         "test_accuracy": found.get("test/accuracy"),
         "test_loss": found.get("test/loss"),
@@ -368,6 +369,8 @@ def _require_length(trainer: Any, schedule: Schedule) -> None:
         raise LitPruneError(f"trainer.max_epochs={epochs} is out of range: at least 1")
     if trainer.fast_dev_run:
         raise LitPruneError("trainer.fast_dev_run keeps no run; use trainer.limit_train_batches")
+    if trainer.val_check_interval == 0:
+        raise LitPruneError("trainer.val_check_interval=0 is out of range: above 0")
     for name in ("log_every_n_steps", "accumulate_grad_batches", "check_val_every_n_epoch"):
         if (value := trainer[name]) is not None and value < 1:
             raise LitPruneError(f"trainer.{name}={value} is out of range: at least 1")

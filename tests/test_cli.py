@@ -470,6 +470,10 @@ MISTAKES = {
     "unknown backbone": ("--model.backbone LeNet6", ["LeNet6", "LeNet5"]),
     "unknown data": ("--data MNST", ["MNST", "MNIST"]),
     "unknown schedule": ("--pruning.schedule AtInti", ["AtInti", "AtInit"]),
+    "no validation interval": (
+        "--trainer.val_check_interval 0",
+        ["val_check_interval=0", "above 0"],
+    ),
     "parameters in shards": (
         "--trainer.strategy fsdp",
         ["trainer.strategy=fsdp", "use auto or ddp"],

@@ -93,35 +93,38 @@ def end_of(folder: Path) -> dict[str, object]:
 def require_same_end(one: Path, other: Path) -> None:
     ends = end_of(one), end_of(other)
     assert [key for key in ends[0] if ends[0][key] != ends[1][key]] == []
-    assert max(ends[0]["scalars"].values()) == 1, "every tag, step and value once"
+    # Lightning writes the epoch itself with the metrics of training, and again with validation's.
+    times = [n for (tag, _, _), n in ends[0]["scalars"].items() if tag != "epoch"]
+    assert max(times) == 1, "every tag, step and value once"
 
 
 @pytest.fixture(scope="module")
 def undisturbed(tmp_path_factory) -> tuple[Path, float]:
-    folder = tmp_path_factory.mktemp("kill") / "whole"
-    return folder, whole(ITERATIVE, folder)
+    folder = tmp_path_factory.mktemp("kill")
+    whole(ITERATIVE, folder / "first")  # whose time has the imports in it
+    return folder / "whole", whole(ITERATIVE, folder / "whole")
 
 
-def test_the_same_command_twice_ends_on_the_same_bits(undisturbed, tmp_path):
-    whole(ITERATIVE, tmp_path / "again")
-    require_same_end(undisturbed[0], tmp_path / "again")
+def test_the_same_command_twice_ends_on_the_same_bits(undisturbed):
+    require_same_end(undisturbed[0], undisturbed[0].with_name("first"))
 
 
 def test_killed_at_20_random_points_an_iterative_run_ends_on_the_same_bits(undisturbed, tmp_path):
     folder, seconds = undisturbed
     draw = random.Random(0)
-    kills = 0
-    for number in range(20):
-        there = tmp_path / f"killed{number}"
+    kills = tries = 0
+    while kills < 20:
+        there = tmp_path / f"killed{tries}"
         kills += killed(ITERATIVE, there, [draw.uniform(0, seconds)])
         require_same_end(folder, there)
-    assert kills >= 15, "almost all must have hit a living run"
+        tries += 1
+        assert tries < 60, "most must hit a living run"
 
 
 def test_killed_again_and_again_an_iterative_run_ends_on_the_same_bits(undisturbed, tmp_path):
     folder, seconds = undisturbed
     draw = random.Random(1)
-    moments = [draw.uniform(seconds / 4, seconds / 2) for _ in range(6)]
+    moments = [draw.uniform(seconds / 5, seconds / 3) for _ in range(6)]
     assert killed(ITERATIVE, tmp_path / "killed", moments) >= 2
     require_same_end(folder, tmp_path / "killed")
 
@@ -129,6 +132,7 @@ def test_killed_again_and_again_an_iterative_run_ends_on_the_same_bits(undisturb
 @pytest.mark.parametrize("config", SCHEDULES, ids=[path.stem for path in SCHEDULES])
 def test_every_schedule_survives_kills(config, tmp_path):
     args = [*COMMON, "--config", str(config), "--pruning.rounds", "1"]
+    whole(args, tmp_path / "first")
     seconds = whole(args, tmp_path / "whole")
     draw = random.Random(config.stem)
     for number in range(2):

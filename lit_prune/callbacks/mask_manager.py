@@ -1,18 +1,20 @@
 """MaskManager: holds the masks through training."""
 
 import math
+import warnings
 from dataclasses import replace
 from typing import Any
 
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.callbacks import StochasticWeightAveraging
 from lightning.pytorch.strategies import DDPStrategy, SingleDeviceStrategy
 from torch.optim import Optimizer
 
-from lit_prune.acts import Due
+from lit_prune.acts import Due, Prune
 from lit_prune.callbacks.scoring import CriterionLike, QuotaLike, Scoring
 from lit_prune.callbacks.under_way import Standing, UnderWay
-from lit_prune.errors import LitPruneError
+from lit_prune.errors import LitPruneError, LitPruneWarning
 from lit_prune.masks import Masks
 from lit_prune.measure import Measurement
 from lit_prune.probe import Example, Loss
@@ -209,6 +211,17 @@ class MaskManager(Callback):
         self._prove()
         self._training.measure()
 
+    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Say so if the training was ended before its schedule."""
+        left = len(self._plan) - self._done
+        if left and trainer.is_global_zero:
+            text = (
+                f"the training ended in epoch {trainer.current_epoch}, before its schedule "
+                f"{type(self.schedule).__name__}: {left} of {len(self._plan)} acts are not done, "
+                f"the next one is due at {self._plan[self._done].time}"
+            )
+            warnings.warn_explicit(text, LitPruneWarning, "lit_prune", 0)
+
     def state_dict(self) -> dict[str, Any]:
         """Return where the training and its schedule stand, as plain tensors and numbers."""
         return {
@@ -289,6 +302,14 @@ class MaskManager(Callback):
         )
         self._plan = self.schedule.plan(self._course)
         _require_within(self.schedule, self._plan, self._course)
+        _require_steps(self.schedule, self._plan, self._course, trainer.max_steps)
+        _require_no_swa(trainer, self._plan)
+        leaves_nothing = any(isinstance(act, Prune) and not act.keep for _, act in self._plan)
+        if leaves_nothing and self._course.keep is None and not self.scoring.allow_collapse:
+            raise LitPruneError(
+                f"the schedule {self.schedule} leaves none of {total} connections; allow_collapse "
+                "trains such a network all the same"
+            )
         prunes = sum(due.act.prunes for due in self._plan)
         if self.scoring.masks_file is not None and prunes != 1:
             raise LitPruneError(
@@ -372,6 +393,31 @@ def _require_within(schedule: Schedule, plan: list[Due], course: Course) -> None
         raise LitPruneError(
             f"the schedule {type(schedule).__name__} has work to do at {last}, and the training "
             f"ends with epoch {course.epochs}"
+        )
+
+
+def _require_steps(schedule: Schedule, plan: list[Due], course: Course, limit: int) -> None:
+    """Check that ``max_steps`` leave room for all of the plan, as far as epochs tell."""
+    if limit == -1 or not plan:
+        return
+    last = plan[-1].time
+    if last.unit == "it" or course.steps is not None:
+        step = course.step(last)
+        if step >= limit:
+            raise LitPruneError(
+                f"the schedule {type(schedule).__name__} has work to do at {last}, after step "
+                f"{step}, and trainer.max_steps={limit} ends the training before"
+            )
+
+
+def _require_no_swa(trainer: Trainer, plan: list[Due]) -> None:
+    """Check that no average runs over weights from before and after a prune."""
+    callbacks: list[Callback] = trainer.callbacks  # type: ignore[attr-defined]
+    is_there = any(isinstance(callback, StochasticWeightAveraging) for callback in callbacks)
+    if is_there and any(due.time.count for due in plan):
+        raise LitPruneError(
+            "StochasticWeightAveraging changes optimizers behind a schedule that prunes during "
+            "training; use lightning.pytorch.callbacks.WeightAveraging"
         )
 
 

@@ -8,7 +8,10 @@ from lit_prune.schedules.ranges import require
 from lit_prune.schedules.schedule import Schedule
 from lit_prune.timing import Course, Time
 
-__all__ = ["GReg1"]
+__all__ = ["GReg1", "growth", "require_steps"]
+
+# A plan has an act for each rise.
+_MOST = 1_000_000
 
 
 @dataclass(frozen=True)
@@ -40,8 +43,8 @@ class GReg1(Schedule):
     def __post_init__(self) -> None:
         """Check the ranges."""
         require(self, "every", Time.parse(self.every).count >= 1, "at least 1")
-        require(self, "step", self.step > 0, "above 0")
         require(self, "ceiling", self.step <= self.ceiling < math.inf, f"at least step={self.step}")
+        require_steps(self, "step", self.ceiling)
         for time in (self.begin, self.settle):
             Time.parse(time)
 
@@ -55,6 +58,17 @@ class GReg1(Schedule):
             *(Due(course.time(when, unit), Push(strength)) for when, strength in rises),
             Due(course.time(end + settle, unit), PrunePicked()),
         ]
+
+
+def require_steps(schedule: Schedule, name: str, ceiling: float) -> None:
+    """Check that a penalty reaches its ceiling by steps of a size that makes sense.
+
+    Raises:
+        LitPruneError: the steps named ``name`` are none, or more than a million.
+    """
+    step = getattr(schedule, name)
+    require(schedule, name, step > 0, "above 0")
+    require(schedule, name, ceiling <= _MOST * step, f"at least {ceiling / _MOST:g}")
 
 
 def growth(

@@ -4,7 +4,7 @@ import math
 from dataclasses import dataclass
 
 from lit_prune.acts import Due, Pick, PrunePicked, Push
-from lit_prune.schedules.greg1 import growth
+from lit_prune.schedules.greg1 import growth, require_steps
 from lit_prune.schedules.ranges import require
 from lit_prune.schedules.schedule import Schedule
 from lit_prune.timing import Course, Time
@@ -47,11 +47,11 @@ class GReg2(Schedule):
     def __post_init__(self) -> None:
         """Check the ranges."""
         require(self, "every", Time.parse(self.every).count >= 1, "at least 1")
-        require(self, "spread", self.spread > 0, "above 0")
         require(self, "parting", self.parting >= self.spread, f"at least spread={self.spread}")
-        require(self, "step", self.step > 0, "above 0")
         above = f"above parting={self.parting}"
         require(self, "ceiling", self.parting < self.ceiling < math.inf, above)
+        require_steps(self, "step", self.ceiling)
+        require_steps(self, "spread", self.parting)
         for time in (self.begin, self.settle):
             Time.parse(time)
 

@@ -156,10 +156,15 @@ def _require_parameters(slurm: Mapping[str, Any], *executors: Any) -> None:
 
 
 def threads_of(cluster: str, jobs: int, slurm: Mapping[str, Any]) -> int:
-    """Return how many threads a trial gets: the cores divided, or what the cluster is asked for."""
+    """Return how many threads a trial gets: the cores divided, or what the cluster is asked for.
+
+    ``OMP_NUM_THREADS`` may ask for fewer.
+    """
     if cluster == "slurm":
         return int(slurm.get("cpus_per_task") or 1)
-    return max(1, cores() // jobs)
+    asked = os.environ.get("OMP_NUM_THREADS", "")
+    share = max(1, cores() // jobs)
+    return min(share, int(asked)) if asked.isdecimal() and int(asked) else share
 
 
 def cores() -> int:

@@ -39,7 +39,7 @@ from lit_prune import LitPruneError, MaskManager, Masks, Target
 from lit_prune.acts import Due, Prune
 from lit_prune.callbacks import Levels
 from lit_prune.criteria import Magnitude, Random
-from lit_prune.errors import TargetMissed
+from lit_prune.errors import LitPruneWarning, TargetMissed
 from lit_prune.schedules import (
     AfterTraining,
     AtInit,
@@ -580,6 +580,33 @@ def test_a_trainer_of_the_same_length_is_welcome_and_another_is_an_error_with_bo
             with pytest.raises(LitPruneError, match=said) as raised:
                 length_of(schedule, epochs=wrong)
             assert "\n" not in str(raised.value)
+
+
+@pytest.mark.parametrize("schedule", [Gradual("0ep", "2ep"), Gradual("1it", "9it", "2it")])
+def test_max_steps_that_end_the_training_before_the_schedule_are_refused(schedule):
+    manager = MaskManager(Magnitude(), "5x", schedule=schedule)
+    with pytest.raises(LitPruneError, match=r"Gradual has work to do at .*max_steps=8"):
+        fit(scheduled(), manager, epochs=5, max_steps=8)
+
+
+def test_a_training_that_is_stopped_before_its_schedule_says_so():
+    class Stop(pl.Callback):
+        def on_train_epoch_end(self, trainer, *args) -> None:
+            trainer.should_stop = True
+
+    with pytest.warns(LitPruneWarning, match=r"ended in epoch 1, .* Gradual: 2 of 2 .* due at 1ep"):
+        fit(
+            scheduled(),
+            MaskManager(Magnitude(), "5x", schedule=Gradual("0ep", "2ep")),
+            Stop(),
+            epochs=4,
+        )
+
+
+def test_stochastic_weight_averaging_is_refused_where_masks_change():
+    averaging = pl.callbacks.StochasticWeightAveraging(swa_lrs=0.05)
+    with pytest.raises(LitPruneError, match="StochasticWeightAveraging"):
+        fit(scheduled(), manager_of("share"), averaging)
 
 
 def test_max_steps_may_end_it_too_early():

@@ -111,6 +111,16 @@ def test_the_trainer_says_how_long(schedule):
     assert not schedule.fixes_length
 
 
+@pytest.mark.parametrize(
+    ("kind", "steps"),
+    [(GReg1, {"step": 1e-9}), (GReg2, {"step": 1e-9}), (GReg2, {"spread": 1e-11})],
+)
+def test_more_than_a_million_rises_are_refused(kind, steps):
+    [(name, value)] = steps.items()
+    with pytest.raises(LitPruneError, match=f"{name}={value} is out of range: at least 1e-0"):
+        kind("1ep", **steps)
+
+
 @pytest.mark.parametrize("kind", [GReg1, GReg2])
 def test_a_ceiling_without_end_is_refused(kind):
     with pytest.raises(LitPruneError, match="ceiling=inf"):

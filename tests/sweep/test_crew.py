@@ -182,8 +182,16 @@ def test_a_missing_submitit_is_named(tmp_path, monkeypatch):
 
 @pytest.mark.parametrize(("of", "jobs", "threads"), [(8, 1, 8), (8, 3, 2), (2, 2, 1), (2, 5, 1)])
 def test_cores_are_divided_among_the_jobs(monkeypatch, of, jobs, threads):
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
     monkeypatch.setattr(module, "cores", lambda: of)
     assert threads_of("local", jobs, {"cpus_per_task": 7}) == threads
+
+
+def test_fewer_threads_may_be_asked_for(monkeypatch):
+    monkeypatch.setattr(module, "cores", lambda: 8)
+    for asked, threads in (("1", 1), ("9", 4), ("", 4), ("0", 4)):
+        monkeypatch.setenv("OMP_NUM_THREADS", asked)
+        assert threads_of("local", 2, {}) == threads
 
 
 def test_on_a_cluster_a_job_has_what_was_asked_for():
