@@ -4,7 +4,6 @@ The first figure of Vysogorets and Kempe 2021, "Connectivity matters", arXiv 210
 """
 
 import argparse
-import csv
 import io
 import math
 import os
@@ -36,7 +35,7 @@ from lit_prune.errors import (
     did_you_mean,
     first_line,
 )
-from lit_prune.files import write_whole
+from lit_prune.files import as_csv, write_whole
 from lit_prune.masks import Masks
 from lit_prune.probe import Probe
 from lit_prune.prune import prune_by_rounds
@@ -147,7 +146,9 @@ def run(args: Sequence[str]) -> None:
     rows = rows if asked.compressions else _until_nothing_is_left(rows)
     title = _title(cli.settings(), asked.seeds)
     command = shlex.join(["python", "-m", "lit_prune", "curve", *args])
-    _write(folder, {"curve.csv": _as_csv(rows), "curve.png": draw(rows, title, command)})
+    _write(
+        folder, {"curve.csv": as_csv(Row._fields, rows), "curve.png": draw(rows, title, command)}
+    )
     print(f"{_table(rows, title)}\n\nin {folder}: curve.csv, curve.png")
 
 
@@ -479,14 +480,6 @@ def _curve(pair: Sequence[Row]) -> list[Point]:
 def _end(curve: Sequence[Point]) -> float | None:
     """Return the first direct compression at which a seed has nothing effective left."""
     return next((point.direct for point in curve if math.isinf(point.highest)), None)
-
-
-def _as_csv(rows: Sequence[Row]) -> str:
-    text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(Row._fields)
-    writer.writerows(rows)
-    return text.getvalue()
 
 
 def _table(rows: Sequence[Row], title: str) -> str:

@@ -1,15 +1,26 @@
 """Files appear whole or not at all: written aside, synced, then renamed."""
 
+import csv
+import io
 import os
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
 from lit_prune.errors import UnwritableFile
 
-__all__ = ["cut_back", "os_error", "remove_asides", "sizes", "sync", "whole", "write_whole"]
+__all__ = [
+    "as_csv",
+    "cut_back",
+    "os_error",
+    "remove_asides",
+    "sizes",
+    "sync",
+    "whole",
+    "write_whole",
+]
 
 # Of the file that is written aside; no file of another origin has this name.
 _PREFIX, _SUFFIX = ".", ".part"
@@ -50,6 +61,19 @@ def write_whole(path: str | os.PathLike[str], content: bytes | str) -> None:
     """Write ``content`` to ``path``; a kill at any moment leaves the old file or the new one."""
     with whole(path) as file:
         file.write(content.encode() if isinstance(content, str) else content)
+
+
+def as_csv(header: Sequence[str], rows: Iterable[Sequence[Any]]) -> str:
+    r"""Return a table as text.
+
+    >>> as_csv(["name", "kept"], [["fc", 3], ["out", None]])
+    'name,kept\nfc,3\nout,\n'
+    """
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(header)
+    writer.writerows(rows)
+    return text.getvalue()
 
 
 def sync(path: str | os.PathLike[str]) -> None:

@@ -1,10 +1,8 @@
 """The run folder: what a run leaves behind, and how one is found finished, half done or foreign."""
 
-import csv
 import errno
 import fcntl
 import hashlib
-import io
 import json
 import math
 import os
@@ -30,7 +28,7 @@ from lit_prune.errors import (
     UnreadableFile,
     UnwritableFile,
 )
-from lit_prune.files import cut_back, is_aside, os_error, remove_asides, write_whole
+from lit_prune.files import as_csv, cut_back, is_aside, os_error, remove_asides, write_whole
 from lit_prune.masks import Masks
 from lit_prune.measure import LayerMeasure, Measurement
 
@@ -205,7 +203,7 @@ class RunFolder:
     ) -> None:
         """Write masks, layers and, last of all, the summary that marks the run as finished."""
         masks.save(self.path / "masks.safetensors")
-        write_whole(self.path / "layers.csv", _as_csv(layers))
+        write_whole(self.path / "layers.csv", as_csv(LayerMeasure._fields, map(_row, layers)))
         finite = {key: _finite(value) for key, value in summary.items()}
         write_whole(self.path / "summary.json", json.dumps(finite, indent=2) + "\n")
 
@@ -299,13 +297,8 @@ def _git_commit() -> str | None:
     return done.stdout.strip() or None
 
 
-def _as_csv(rows: Sequence[LayerMeasure]) -> str:
-    text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(LayerMeasure._fields)
-    for row in rows:
-        writer.writerow(row._replace(shape="x".join(map(str, row.shape))))  # type: ignore[arg-type]
-    return text.getvalue()
+def _row(layer: LayerMeasure) -> tuple[object, ...]:
+    return tuple(layer._replace(shape="x".join(map(str, layer.shape))))  # type: ignore[arg-type]
 
 
 def _finite(value: Any) -> Any:

@@ -1,7 +1,5 @@
 """Levels: a row and a file of masks for every level of sparsity."""
 
-import csv
-import io
 import time
 from collections.abc import Iterable
 from pathlib import Path
@@ -14,7 +12,7 @@ from lightning.pytorch.utilities.model_helpers import is_overridden
 from lit_prune.callbacks.hold import averaged
 from lit_prune.callbacks.mask_manager import MaskManager
 from lit_prune.errors import LitPruneError
-from lit_prune.files import write_whole
+from lit_prune.files import as_csv, write_whole
 from lit_prune.measure import Measurement
 from lit_prune.probe import same_random_state
 
@@ -131,7 +129,7 @@ class Levels(Callback):
             masks = self.folder / "masks" / f"level_{row.level:02}.safetensors"
             masks.parent.mkdir(parents=True, exist_ok=True)
             manager.masks.save(masks)
-            write_whole(self.folder / "levels.csv", _as_csv(self.rows))
+            write_whole(self.folder / "levels.csv", as_csv(LevelRow._fields, self.rows))
 
 
 def _manager(trainer: Trainer) -> MaskManager:
@@ -187,11 +185,3 @@ def _tested(trainer: Trainer, pl_module: LightningModule) -> float | None:
             datamodule.trainer = trainer
     known = [result["test/accuracy"] for result in found if "test/accuracy" in result]
     return float(known[0]) if known else None
-
-
-def _as_csv(rows: Iterable[LevelRow]) -> str:
-    text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(LevelRow._fields)
-    writer.writerows(rows)
-    return text.getvalue()

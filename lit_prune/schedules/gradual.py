@@ -4,7 +4,7 @@ from dataclasses import dataclass
 
 from lit_prune.acts import Due, Prune
 from lit_prune.errors import LitPruneError
-from lit_prune.schedules.ranges import require
+from lit_prune.schedules.ranges import require, time_of
 from lit_prune.schedules.schedule import Schedule
 from lit_prune.timing import Course, Time
 
@@ -37,7 +37,7 @@ class Gradual(Schedule):
 
     def __post_init__(self) -> None:
         """Check the ranges."""
-        begin, end, every = map(Time.parse, (self.begin, self.end, self.every))
+        begin, end, every = (time_of(self, name) for name in ("begin", "end", "every"))
         require(self, "every", every.count >= 1, "at least 1")
         require(self, "power", self.power > 0, "above 0")
         if begin.unit == end.unit and begin.count >= end.count:

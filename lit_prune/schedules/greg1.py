@@ -4,9 +4,9 @@ import math
 from dataclasses import dataclass
 
 from lit_prune.acts import Due, Pick, PrunePicked, Push
-from lit_prune.schedules.ranges import require
+from lit_prune.schedules.ranges import require, time_of
 from lit_prune.schedules.schedule import Schedule
-from lit_prune.timing import Course, Time
+from lit_prune.timing import Course
 
 __all__ = ["GReg1", "growth", "require_steps"]
 
@@ -42,11 +42,11 @@ class GReg1(Schedule):
 
     def __post_init__(self) -> None:
         """Check the ranges."""
-        require(self, "every", Time.parse(self.every).count >= 1, "at least 1")
+        require(self, "every", time_of(self, "every").count >= 1, "at least 1")
         require(self, "ceiling", self.step <= self.ceiling < math.inf, f"at least step={self.step}")
         require_steps(self, "step", self.ceiling)
-        for time in (self.begin, self.settle):
-            Time.parse(time)
+        for name in ("begin", "settle"):
+            time_of(self, name)
 
     def plan(self, course: Course) -> list[Due]:
         """Return the pick, every rise of the penalty, and the prune."""

@@ -5,9 +5,9 @@ from dataclasses import dataclass
 
 from lit_prune.acts import Due, Pick, PrunePicked, Push
 from lit_prune.schedules.greg1 import growth, require_steps
-from lit_prune.schedules.ranges import require
+from lit_prune.schedules.ranges import require, time_of
 from lit_prune.schedules.schedule import Schedule
-from lit_prune.timing import Course, Time
+from lit_prune.timing import Course
 
 __all__ = ["GReg2"]
 
@@ -46,14 +46,14 @@ class GReg2(Schedule):
 
     def __post_init__(self) -> None:
         """Check the ranges."""
-        require(self, "every", Time.parse(self.every).count >= 1, "at least 1")
+        require(self, "every", time_of(self, "every").count >= 1, "at least 1")
         require(self, "parting", self.parting >= self.spread, f"at least spread={self.spread}")
         above = f"above parting={self.parting}"
         require(self, "ceiling", self.parting < self.ceiling < math.inf, above)
         require_steps(self, "step", self.ceiling)
         require_steps(self, "spread", self.parting)
-        for time in (self.begin, self.settle):
-            Time.parse(time)
+        for name in ("begin", "settle"):
+            time_of(self, name)
 
     def plan(self, course: Course) -> list[Due]:
         """Return the rises of both penalties, the pick between them, and the prune."""

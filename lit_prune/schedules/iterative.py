@@ -5,7 +5,7 @@ from typing import Literal, get_args
 
 from lit_prune.acts import Act, Due, HoldRate, Prune, Remember, RewindRates, RewindWeights
 from lit_prune.errors import LitPruneError
-from lit_prune.schedules.ranges import require
+from lit_prune.schedules.ranges import require, time_of
 from lit_prune.schedules.schedule import Schedule
 from lit_prune.spine import budgets
 from lit_prune.timing import Course, Time
@@ -62,7 +62,7 @@ class Iterative(Schedule):
         known = ", ".join(get_args(Rewind))
         require(self, "rewind", self.rewind in _REWINDS, f"one of {known}")
         require(self, "share", self.share is None or 0 < self.share < 1, "between 0 and 1")
-        time = Time.parse(self.rewind_to)
+        time = time_of(self, "rewind_to")
         if self.rewind == "init" and time.count:
             raise LitPruneError(
                 f"Iterative: rewind='init' goes back to the start, not to rewind_to={time}; "

@@ -6,7 +6,7 @@ from typing import get_args
 
 from lit_prune.acts import Due, Grow, Prune, Rewire
 from lit_prune.errors import LitPruneError
-from lit_prune.schedules.ranges import require
+from lit_prune.schedules.ranges import require, time_of
 from lit_prune.schedules.schedule import Schedule
 from lit_prune.timing import Course, Time, TimeLike
 
@@ -43,11 +43,11 @@ class Regrow(Schedule):
 
     def __post_init__(self) -> None:
         """Check the ranges."""
-        require(self, "every", Time.parse(self.every).count >= 1, "at least 1")
+        require(self, "every", time_of(self, "every").count >= 1, "at least 1")
         require(self, "share", 0 < self.share <= 1, "above 0, and at most 1")
         require(self, "by", self.by in get_args(Grow), f"one of {', '.join(get_args(Grow))}")
         if self.until is not None:
-            Time.parse(self.until)
+            time_of(self, "until")
 
     def plan(self, course: Course) -> list[Due]:
         """Return the prune at the start, and every replacement."""
