@@ -329,14 +329,14 @@ def result(folder: Path) -> dict[str, object]:
     """What a run found, to the bit: masks, weights, states of the optimizer, metrics."""
     checkpoint = torch.load(folder / "checkpoints" / "last.ckpt", weights_only=True)
     (states,) = checkpoint["optimizer_states"]
-    found = summary(folder)
+    found, unlike = summary(folder), ("seconds", "command", "git_commit")
     return {
         "masks": (folder / "masks.safetensors").read_bytes(),
         "weights": {k: v.numpy().tobytes() for k, v in checkpoint["state_dict"].items()},
         "momenta": [s["momentum_buffer"].numpy().tobytes() for s in states["state"].values()],
         "rates": checkpoint["lr_schedulers"],
         "place": (checkpoint["epoch"], checkpoint["global_step"]),
-        "metrics": {k: v for k, v in found.items() if k not in ("seconds", "command")},
+        "metrics": {k: v for k, v in found.items() if k not in unlike},
     }
 
 
