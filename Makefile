@@ -34,6 +34,7 @@ format: $(VENV)/.lit_prune-test ## put the code into shape
 bench: $(VENV)/.lit_prune-test ## measure speed, as ratios in one process
 	$(BIN)/python -m benchmarks.training
 	$(BIN)/python -m benchmarks.mask_manager
+	$(BIN)/python -m benchmarks.levels
 	$(BIN)/python -m benchmarks.synflow
 	$(BIN)/python -m benchmarks.criteria
 	$(BIN)/python -m benchmarks.connectivity
