@@ -460,5 +460,7 @@ def quiet() -> None:
         r".*have no `val_dataloader`.*",
         r".*exists and is not empty.*",
         r".*`srun` command is available.*",
+        # Of a level's test, whose metrics are those of all ranks already.
+        r".*recommended to use `self.log\('test/.*",
     ):
         warnings.filterwarnings("ignore", noise)
