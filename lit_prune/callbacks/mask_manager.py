@@ -66,6 +66,9 @@ class MaskManager(Callback):
             the whole network.
         reinitialise: after pruning, draw new weights under the same masks (every module's
             ``reset_parameters``): a control that tells whether masks know their initialization.
+        scored_weights: a file of weights that are scored in place of the module's own, such as the
+            last checkpoint of a dense run: a trained network is pruned, and training begins from
+            the initialization (arXiv 2107.02306). The schedule must prune but once.
 
     Attributes:
         masks: the current masks; None before training starts.
@@ -97,8 +100,13 @@ class MaskManager(Callback):
         allow_collapse: bool = False,
         floor: int | str | None = None,
         reinitialise: bool = False,
+        scored_weights: str | None = None,
     ) -> None:
         _require_purpose(criterion, target, masks, schedule)
+        if masks is not None and scored_weights is not None:
+            raise LitPruneError(
+                f"masks={masks} scores nothing, so scored_weights={scored_weights} goes without it"
+            )
         if batches < 1:
             raise LitPruneError(f"batches={batches} is out of range: at least 1")
         self.schedule = schedule
@@ -119,6 +127,7 @@ class MaskManager(Callback):
             allow_collapse,
             floor,
             masks,
+            scored_weights,
         )
         self._seed: int | None = None
         self._standing = Standing()
@@ -311,11 +320,12 @@ class MaskManager(Callback):
                 "trains such a network all the same"
             )
         prunes = sum(due.act.prunes for due in self._plan)
-        if self.scoring.masks_file is not None and prunes != 1:
-            raise LitPruneError(
-                f"masks={self.scoring.masks_file} goes with a schedule that prunes once; "
-                f"{type(self.schedule).__name__} prunes {prunes} times"
-            )
+        for name in ("masks_file", "scored_weights"):
+            if (file := getattr(self.scoring, name)) is not None and prunes != 1:
+                raise LitPruneError(
+                    f"{name.removesuffix('_file')}={file} goes with a schedule that prunes once; "
+                    f"{type(self.schedule).__name__} prunes {prunes} times"
+                )
 
     def _do_what_is_due(self, trainer: Trainer, epoch: int, in_step: bool = False) -> None:
         """Do all acts whose time has come: that of epochs up to ``epoch``, and of steps done."""

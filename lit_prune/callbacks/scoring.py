@@ -2,7 +2,7 @@
 
 import warnings
 from collections.abc import Callable, Iterator
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from glob import escape
 
@@ -18,12 +18,13 @@ from lit_prune.criteria import Criterion
 from lit_prune.errors import LitPruneError, LitPruneWarning, TargetMissed, first_line
 from lit_prune.masks import Masks
 from lit_prune.measure import Measurement, measure, unmeasured
-from lit_prune.probe import Example, Loss, Probe
+from lit_prune.probe import Example, Loss, Probe, undisturbed
 from lit_prune.prune import Search, prune_by_rounds, require_life
 from lit_prune.quotas import Quota
 from lit_prune.ranks import ALONE, DistributedRanks, Ranks
 from lit_prune.spine import budgets, last, rounds_of
 from lit_prune.targets import Target
+from lit_prune.weights import load_weights
 
 __all__ = ["Scoring", "ranks_of"]
 
@@ -47,6 +48,7 @@ class Scoring:
     allow_collapse: bool
     floor: int | str | None
     masks_file: str | None
+    scored_weights: str | None = None
 
     def count(self, total: int) -> int | None:
         """Return how many of ``total`` connections the target or the file of masks keeps."""
@@ -114,7 +116,8 @@ class Scoring:
                 # All have the same masks, and one warning is enough.
                 warnings.simplefilter("ignore", TargetMissed)
             try:
-                return last(_shown(steps, number, trainer), masks)
+                with self._scored(pl_module):
+                    return last(_shown(steps, number, trainer), masks)
             finally:
                 data.close()
 
@@ -163,6 +166,16 @@ class Scoring:
             raise LitPruneError(text)
         if kept > wanted:
             warnings.warn_explicit(text, TargetMissed, "lit_prune", 0)
+
+    @contextmanager
+    def _scored(self, pl_module: LightningModule) -> Iterator[None]:
+        """Lend the module with the weights that are to be scored."""
+        if self.scored_weights is None:
+            yield
+            return
+        with undisturbed(pl_module, seed=0):
+            load_weights(getattr(pl_module, "backbone", pl_module), self.scored_weights)
+            yield
 
     def _target(self, total: int, keep: int) -> Target:
         """Return the target itself where it is meant, so that messages say it as it was given."""
