@@ -8,7 +8,7 @@ BIN := $(VENV)/bin
 PINS := $(if $(filter file default,$(origin VENV)),-c constraints.txt)
 INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check $(PINS) --editable
 
-.PHONY: help quickstart test test-all lint format bench clean
+.PHONY: help quickstart test test-all lint format bench docs results clean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' Makefile | sed -E 's/^([a-z-]+):.*## /\1\t/' | expand -t 12
@@ -40,6 +40,10 @@ bench: $(VENV)/.lit_prune-test ## measure speed, as ratios in one process
 	$(BIN)/python -m benchmarks.connectivity
 	$(BIN)/python -m benchmarks.sweep
 
+docs: $(VENV)/.lit_prune-docs ## write the pages of docs/ and the reference to build/docs
+	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict --quiet
+	@echo "look at build/docs/index.html"
+
 clean: ## remove caches; runs and environments stay
 	rm -rf .pytest_cache .mypy_cache .ruff_cache .hypothesis build dist *.egg-info
 
@@ -56,4 +60,9 @@ $(VENV)/.lit_prune: setup.cfg pyproject.toml constraints.txt | $(BIN)/python
 $(VENV)/.lit_prune-test: setup.cfg pyproject.toml constraints.txt | $(BIN)/python
 	@echo "installing into $(VENV); PyTorch is large, so this takes a while the first time"
 	$(INSTALL) '.[test]'
+	@touch $@ $(VENV)/.lit_prune
+
+$(VENV)/.lit_prune-docs: setup.cfg pyproject.toml constraints.txt | $(BIN)/python
+	@echo "installing into $(VENV); PyTorch is large, so this takes a while the first time"
+	$(INSTALL) '.[docs]'
 	@touch $@ $(VENV)/.lit_prune

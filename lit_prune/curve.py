@@ -500,8 +500,9 @@ def _table(rows: Sequence[Row], title: str) -> str:
 def _near_powers_of_ten(numbers: Sequence[float]) -> list[float]:
     """Return for every power of ten in their range the nearest of ``numbers``.
 
-    >>> _near_powers_of_ten([1.0, 3.0, 9.9, 31.0, 98.0])
-    [1.0, 9.9, 98.0]
+    Examples:
+        >>> _near_powers_of_ten([1.0, 3.0, 9.9, 31.0, 98.0])
+        [1.0, 9.9, 98.0]
     """
     powers = range(round(math.log10(numbers[0])), round(math.log10(numbers[-1])) + 1)
     return sorted({min(numbers, key=lambda n: abs(math.log10(n) - power)) for power in powers})
@@ -523,8 +524,9 @@ def _aligned(cells: Sequence[str], widths: Sequence[int]) -> str:
 def _times(number: float) -> str:
     """Write a compression with three digits or to the whole number.
 
-    >>> _times(1.78), _times(9859.3), _times(math.inf)
-    ('1.78x', '9,859x', 'inf')
+    Examples:
+        >>> _times(1.78), _times(9859.3), _times(math.inf)
+        ('1.78x', '9,859x', 'inf')
     """
     if math.isinf(number):
         return "inf"

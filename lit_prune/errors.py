@@ -74,8 +74,9 @@ class TargetMissed(LitPruneWarning):
 def did_you_mean(name: str, known: Iterable[str]) -> str:
     """Return ``"; did you mean 'x'?"`` for the nearest of ``known``, else an empty string.
 
-    >>> did_you_mean("fc1.wieght", ["fc1.weight", "fc2.weight"])
-    "; did you mean 'fc1.weight'?"
+    Examples:
+        >>> did_you_mean("fc1.wieght", ["fc1.weight", "fc2.weight"])
+        "; did you mean 'fc1.weight'?"
     """
     nearest = get_close_matches(name, list(known), n=1)
     return f"; did you mean {nearest[0]!r}?" if nearest else ""
@@ -84,7 +85,8 @@ def did_you_mean(name: str, known: Iterable[str]) -> str:
 def first_line(error: Exception) -> str:
     """Return the first line of what an error says, or its kind if it says nothing.
 
-    >>> first_line(EOFError())
-    'EOFError'
+    Examples:
+        >>> first_line(EOFError())
+        'EOFError'
     """
     return next(iter(str(error).splitlines()), type(error).__name__)

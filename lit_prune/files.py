@@ -66,8 +66,9 @@ def write_whole(path: str | os.PathLike[str], content: bytes | str) -> None:
 def as_csv(header: Sequence[str], rows: Iterable[Sequence[Any]]) -> str:
     r"""Return a table as text.
 
-    >>> as_csv(["name", "kept"], [["fc", 3], ["out", None]])
-    'name,kept\nfc,3\nout,\n'
+    Examples:
+        >>> as_csv(["name", "kept"], [["fc", 3], ["out", None]])
+        'name,kept\nfc,3\nout,\n'
     """
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")

@@ -60,9 +60,10 @@ class Masks(Mapping[str, Tensor]):
     Raises:
         LitPruneError: nothing is given, or a value is not a bool tensor.
 
-    >>> masks = Masks({"fc.weight": torch.tensor([[True, False], [False, False]])})
-    >>> masks.kept, masks.total, masks.sparsity, masks.compression
-    (1, 4, 0.75, 4.0)
+    Examples:
+        >>> masks = Masks({"fc.weight": torch.tensor([[True, False], [False, False]])})
+        >>> masks.kept, masks.total, masks.sparsity, masks.compression
+        (1, 4, 0.75, 4.0)
     """
 
     def __init__(self, tensors: Mapping[str, Tensor]) -> None:
@@ -76,7 +77,14 @@ class Masks(Mapping[str, Tensor]):
 
     @classmethod
     def dense(cls, model: nn.Module, include: Patterns = None, exclude: Patterns = None) -> "Masks":
-        """Return masks that keep every prunable connection of ``model`` (see :func:`prunable`)."""
+        """Return masks that keep every prunable connection.
+
+        Args:
+            model: whose connections; a name in the masks is that of its parameter.
+            include: name pattern or patterns of what may be pruned; None is what :func:`prunable`
+                takes by itself.
+            exclude: pattern or patterns of what may not.
+        """
         weights = prunable(model, include, exclude)
         return cls({n: torch.ones_like(w, dtype=torch.bool) for n, w in weights.items()})
 
@@ -114,7 +122,7 @@ class Masks(Mapping[str, Tensor]):
 
     @property
     def compression(self) -> float:
-        """total / kept, or ``inf`` when nothing is kept."""
+        """Total / kept, or ``inf`` when nothing is kept."""
         kept = self.kept
         return self.total / kept if kept else math.inf
 
@@ -158,9 +166,10 @@ class Masks(Mapping[str, Tensor]):
     def relative_to(self, prefix: str) -> "Masks":
         """Return the masks of the submodule ``prefix`` alone, under its own parameter names.
 
-        >>> masks = Masks({"backbone.fc.weight": torch.ones(2, 2, dtype=torch.bool)})
-        >>> list(masks.relative_to("backbone"))
-        ['fc.weight']
+        Examples:
+            >>> masks = Masks({"backbone.fc.weight": torch.ones(2, 2, dtype=torch.bool)})
+            >>> list(masks.relative_to("backbone"))
+            ['fc.weight']
         """
         start = prefix.removesuffix(".") + "."
         inside = {n.removeprefix(start): m for n, m in self.items() if n.startswith(start)}

@@ -118,11 +118,12 @@ def measure(
     Raises:
         MasksMismatch: the masks are of another model, or the effective ones of other masks.
 
-    >>> model = nn.Linear(3, 2)
-    >>> masks = Masks({"weight": torch.tensor([[True, False, True], [False, False, False]])})
-    >>> [row] = measure(model, masks, masks, (torch.ones(1, 3),)).layers
-    >>> row.effective, row.dead_in, row.dead_out, row.flops, row.effective_flops
-    (2, 1, 1, 12, 4)
+    Examples:
+        >>> model = nn.Linear(3, 2)
+        >>> masks = Masks({"weight": torch.tensor([[True, False, True], [False, False, False]])})
+        >>> [row] = measure(model, masks, masks, (torch.ones(1, 3),)).layers
+        >>> row.effective, row.dead_in, row.dead_out, row.flops, row.effective_flops
+        (2, 1, 1, 12, 4)
     """
     if effective is not None and not effective <= masks:
         raise MasksMismatch("the effective masks keep connections that the masks prune")

@@ -35,8 +35,9 @@ def prunable(
         LitPruneError: a pattern matches no prunable parameter, or a weight is reparametrised
             (``torch.nn.utils.prune``, weight norm) or not initialised yet (lazy layers).
 
-    >>> list(prunable(nn.Sequential(nn.Linear(2, 3), nn.BatchNorm1d(3), nn.Linear(3, 1))))
-    ['0.weight', '2.weight']
+    Examples:
+        >>> list(prunable(nn.Sequential(nn.Linear(2, 3), nn.BatchNorm1d(3), nn.Linear(3, 1))))
+        ['0.weight', '2.weight']
     """
     candidates = dict(_candidates(model))
     kept_in = _matching(candidates, include, "include") if include is not None else set(candidates)

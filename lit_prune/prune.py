@@ -83,10 +83,11 @@ def prune(
         UnsupportedOp: connectivity is asked for and the model has an operation without a rule.
         LitPruneError: what is asked for cannot be met.
 
-    >>> from lit_prune.criteria import Magnitude
-    >>> model = nn.Linear(10, 10)
-    >>> prune(model, Magnitude(), "4x").kept
-    25
+    Examples:
+        >>> from lit_prune.criteria import Magnitude
+        >>> model = nn.Linear(10, 10)
+        >>> prune(model, Magnitude(), "4x").kept
+        25
     """
     masks = Masks.dense(model, include, exclude)
     steps = prune_by_rounds(

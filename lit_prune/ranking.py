@@ -38,9 +38,10 @@ class Ranking:
         NonFiniteScores: a score is NaN, or infinite where that is refused.
         MasksMismatch: ``among`` is of another model than the scores.
 
-    >>> ranking = Ranking({"a": torch.tensor([3.0, 1.0]), "b": torch.tensor([2.0, 0.5])})
-    >>> ranking.keep(3)["b"]
-    tensor([ True, False])
+    Examples:
+        >>> ranking = Ranking({"a": torch.tensor([3.0, 1.0]), "b": torch.tensor([2.0, 0.5])})
+        >>> ranking.keep(3)["b"]
+        tensor([ True, False])
     """
 
     def __init__(
@@ -209,8 +210,9 @@ def rearranged(tensors: Mapping[str, Tensor], places: Mapping[str, Tensor]) -> d
 def floor_count(floor: Floor, total: int) -> int:
     """Return how many connections a floor is: a share is rounded down, as in the paper's code.
 
-    >>> floor_count("0.05%", 266_200)
-    133
+    Examples:
+        >>> floor_count("0.05%", 266_200)
+        133
 
     Raises:
         LitPruneError: it is neither a whole number nor a share of 0 to 100 %.

@@ -29,11 +29,12 @@ def rewired(
     Raises:
         LitPruneError: the share is out of range.
 
-    >>> import torch
-    >>> masks = Masks({"w": torch.tensor([True, True, False, False])})
-    >>> weights, growth = torch.tensor([3.0, 1.0, 0.0, 0.0]), torch.tensor([0.0, 0.1, 0.2, 0.9])
-    >>> rewired(masks, {"w": weights}, {"w": growth}, share=0.5)["w"].tolist()
-    [True, False, False, True]
+    Examples:
+        >>> import torch
+        >>> masks = Masks({"w": torch.tensor([True, True, False, False])})
+        >>> weights, growth = torch.tensor([3.0, 1.0, 0.0, 0.0]), torch.tensor([0.0, 0.1, 0.2, 0.9])
+        >>> rewired(masks, {"w": weights}, {"w": growth}, share=0.5)["w"].tolist()
+        [True, False, False, True]
     """
     if not 0 <= share <= 1:
         raise LitPruneError(f"share={share} is out of range: 0 to 1")

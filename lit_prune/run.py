@@ -249,8 +249,9 @@ def _cannot_write(error: BaseException | None, folder: Path) -> OSError | None:
 def folder_name(configs: list[str], settings: Mapping[str, Any]) -> str:
     """Return ``<config stems>-<hash of the settings>``.
 
-    >>> folder_name(["configs/quickstart.yaml"], {"seed_everything": 0})
-    'quickstart-aa34d06b'
+    Examples:
+        >>> folder_name(["configs/quickstart.yaml"], {"seed_everything": 0})
+        'quickstart-aa34d06b'
     """
     stems = "-".join(Path(config).stem for config in configs) or "run"
     text = json.dumps(settings, sort_keys=True, default=str)

@@ -236,8 +236,9 @@ def rounds_of(criterion: CriterionLike, rounds: int | None) -> int:
 def budgets(total: int, keep: int, rounds: int) -> Iterator[int]:
     """Yield how many of ``total`` connections each round keeps: geometric, ending on ``keep``.
 
-    >>> list(budgets(1000, 1, 3))
-    [100, 10, 1]
+    Examples:
+        >>> list(budgets(1000, 1, 3))
+        [100, 10, 1]
     """
     if keep == total:
         return

@@ -43,8 +43,9 @@ class Target:
     Raises:
         LitPruneError: none or several are given, or one is out of its range.
 
-    >>> Target(compression=100).count(266_200)
-    2662
+    Examples:
+        >>> Target(compression=100).count(266_200)
+        2662
     """
 
     sparsity: Number | None = None
@@ -75,10 +76,11 @@ class Target:
         ``100x effective`` counts effective connections. A mapping names the arguments. A bare
         decimal is refused, as it could be a sparsity or a density.
 
-        >>> Target.parse("99.5%")
-        Target(sparsity=0.995, compression=None, density=None, keep=None, measure='direct')
-        >>> Target.parse("100x effective").measure
-        'effective'
+        Examples:
+            >>> Target.parse("99.5%")
+            Target(sparsity=0.995, compression=None, density=None, keep=None, measure='direct')
+            >>> Target.parse("100x effective").measure
+            'effective'
         """
         if isinstance(value, Target):
             return value

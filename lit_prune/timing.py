@@ -16,10 +16,11 @@ _TEXT = re.compile(r"\s*(\d+)\s*(ep|it)\s*")
 class Time:
     """A moment of a training: so many epochs, or so many optimizer steps, after its start.
 
-    >>> Time.parse("2ep")
-    Time(count=2, unit='ep')
-    >>> print(Time.parse("500it"))
-    500it
+    Examples:
+        >>> Time.parse("2ep")
+        Time(count=2, unit='ep')
+        >>> print(Time.parse("500it"))
+        500it
     """
 
     count: int
@@ -71,8 +72,9 @@ class Course:
         Raises:
             LitPruneError: that hangs on the number of steps in an epoch, which is not known.
 
-        >>> Course(total=100, steps=600).step("2ep")
-        1200
+        Examples:
+            >>> Course(total=100, steps=600).step("2ep")
+            1200
         """
         time = Time.parse(time)
         return time.count if time.unit == "it" else time.count * self._steps(time)
@@ -80,8 +82,9 @@ class Course:
     def epoch(self, time: TimeLike) -> int:
         """Return the epoch, counted from 0, in which ``time`` lies.
 
-        >>> Course(total=100, steps=600).epoch("1300it")
-        2
+        Examples:
+            >>> Course(total=100, steps=600).epoch("1300it")
+            2
         """
         time = Time.parse(time)
         return time.count if time.unit == "ep" else time.count // self._steps(time)
@@ -89,9 +92,10 @@ class Course:
     def at(self, step: int) -> Time:
         """Return the time after ``step`` optimizer steps, in epochs where an epoch begins there.
 
-        >>> course = Course(total=100, steps=600)
-        >>> print(course.at(1200), course.at(1300))
-        2ep 1300it
+        Examples:
+            >>> course = Course(total=100, steps=600)
+            >>> print(course.at(1200), course.at(1300))
+            2ep 1300it
         """
         if self.steps is not None and step % self.steps == 0:
             return Time(step // self.steps, "ep")
@@ -103,8 +107,9 @@ class Course:
         Raises:
             LitPruneError: the period is nothing.
 
-        >>> [str(time) for time in Course(total=100).every("1ep", "6ep", "2ep")]
-        ['1ep', '3ep', '5ep']
+        Examples:
+            >>> [str(time) for time in Course(total=100).every("1ep", "6ep", "2ep")]
+            ['1ep', '3ep', '5ep']
         """
         if not Time.parse(period).count:
             raise LitPruneError(f"every={period} is out of range: at least 1")
@@ -121,8 +126,9 @@ class Course:
 
         So times that are all in epochs go without the number of steps in one.
 
-        >>> Course(total=100, steps=600).alike("2ep", "500it", "0it")
-        ('it', [1200, 500, 0])
+        Examples:
+            >>> Course(total=100, steps=600).alike("2ep", "500it", "0it")
+            ('it', [1200, 500, 0])
         """
         parsed = [Time.parse(time) for time in times]
         units = {time.unit for time in parsed if time.count}

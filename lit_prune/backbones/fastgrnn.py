@@ -1,5 +1,8 @@
-"""FastGRNN (Kusupati et al. 2018, "FastGRNN: a fast, accurate, stable and tiny kilobyte sized gated
-recurrent neural network", arXiv 1901.02358)."""
+"""FastGRNN, a small gated recurrent network.
+
+Source: Kusupati et al. 2018, "FastGRNN: a fast, accurate, stable and tiny kilobyte sized gated
+recurrent neural network", arXiv 1901.02358.
+"""
 
 import torch
 from torch import Tensor, nn

@@ -1,5 +1,7 @@
-"""LeNet-300-100 and LeNet-5 (LeCun et al. 1998, "Gradient-based learning applied to document
-recognition")."""
+"""LeNet-300-100 and LeNet-5.
+
+Source: LeCun et al. 1998, "Gradient-based learning applied to document recognition".
+"""
 
 import torch.nn.functional as F
 from torch import Tensor, nn

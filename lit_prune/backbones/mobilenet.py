@@ -1,5 +1,8 @@
-"""MobileNet (Howard et al. 2017, "MobileNets: efficient convolutional neural networks for mobile
-vision applications", arXiv 1704.04861)."""
+"""MobileNet.
+
+Source: Howard et al. 2017, "MobileNets: efficient convolutional neural networks for mobile vision
+applications", arXiv 1704.04861.
+"""
 
 import torch.nn.functional as F
 from torch import Tensor, nn

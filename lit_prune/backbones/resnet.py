@@ -1,5 +1,7 @@
-"""Residual networks for small images (He et al. 2015, "Deep residual learning for image
-recognition", arXiv 1512.03385)."""
+"""Residual networks for small images.
+
+Source: He et al. 2015, "Deep residual learning for image recognition", arXiv 1512.03385.
+"""
 
 from collections.abc import Callable
 from itertools import pairwise

@@ -1,5 +1,8 @@
-"""VGG for small images (Simonyan and Zisserman 2014, "Very deep convolutional networks for
-large-scale image recognition", arXiv 1409.1556)."""
+"""VGG for small images.
+
+Source: Simonyan and Zisserman 2014, "Very deep convolutional networks for large-scale image
+recognition", arXiv 1409.1556.
+"""
 
 from itertools import pairwise
 from typing import ClassVar

@@ -1,5 +1,7 @@
-"""Vision transformers (Dosovitskiy et al. 2020, "An image is worth 16x16 words", arXiv
-2010.11929)."""
+"""Vision transformers.
+
+Source: Dosovitskiy et al. 2020, "An image is worth 16x16 words", arXiv 2010.11929.
+"""
 
 import torch
 import torch.nn.functional as F

@@ -75,12 +75,13 @@ class Connectivity:
         LitPruneError: the model does not take the example, or has reparametrised weights that are
             not excluded.
 
-    >>> model = nn.Sequential(nn.Linear(2, 2, bias=False), nn.Linear(2, 1, bias=False))
-    >>> masks = Masks({"0.weight": torch.tensor([[True, True], [True, False]]),
-    ...                "1.weight": torch.tensor([[True, False]])})
-    >>> Connectivity(model, (1, 2)).effective(masks)["0.weight"]
-    tensor([[ True,  True],
-            [False, False]])
+    Examples:
+        >>> model = nn.Sequential(nn.Linear(2, 2, bias=False), nn.Linear(2, 1, bias=False))
+        >>> masks = Masks({"0.weight": torch.tensor([[True, True], [True, False]]),
+        ...                "1.weight": torch.tensor([[True, False]])})
+        >>> Connectivity(model, (1, 2)).effective(masks)["0.weight"]
+        tensor([[ True,  True],
+                [False, False]])
     """
 
     def __init__(

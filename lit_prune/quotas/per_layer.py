@@ -31,9 +31,10 @@ class PerLayer(Quota):
         densities: name pattern (``fnmatch``) -> density of 0 to 1; a layer goes by the first that
             matches it. The default is uniform.
 
-    >>> quota = PerLayer({"fc.*": 1.0, "*": 0.1})
-    >>> quota({"conv.weight": Size([10, 10]), "fc.weight": Size([2, 10])}, 30)
-    {'conv.weight': 10, 'fc.weight': 20}
+    Examples:
+        >>> quota = PerLayer({"fc.*": 1.0, "*": 0.1})
+        >>> quota({"conv.weight": Size([10, 10]), "fc.weight": Size([2, 10])}, 30)
+        {'conv.weight': 10, 'fc.weight': 20}
     """
 
     densities: Mapping[str, float] = field(default_factory=lambda: {"*": 1.0})

@@ -61,6 +61,14 @@ def apportion(
     remainders is monotone in the total. Layers whose count steps at the very same level are served
     in registration order.
 
+    Args:
+        name: of the quota, for messages.
+        shapes: of the layers, by name.
+        keep: how many connections all layers keep together.
+        densities: from a level, at least 0, to the density of each layer.
+        least: how many connections each layer keeps at least.
+        most: how many at most.
+
     Raises:
         QuotaOutOfRange: ``keep`` is below the sum of ``least`` or above that of ``most``.
     """

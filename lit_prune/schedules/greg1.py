@@ -76,8 +76,9 @@ def growth(
 ) -> tuple[list[tuple[int, float]], int]:
     """Return when a penalty rises and to how much, and where its last period ends.
 
-    >>> growth(100, 10, step=0.4, ceiling=1.0)
-    ([(100, 0.4), (110, 0.8), (120, 1.0)], 130)
+    Examples:
+        >>> growth(100, 10, step=0.4, ceiling=1.0)
+        ([(100, 0.4), (110, 0.8), (120, 1.0)], 130)
     """
     number = math.ceil(round((ceiling - start) / step, 9))
     heights = [min(start + step * rise, ceiling) for rise in range(1, number + 1)]

@@ -30,8 +30,9 @@ class Look:
     def counts(self) -> str:
         """Say how many trials are in each state.
 
-        >>> Look({}, {}).counts()
-        'done 0  running 0  failed 0  waiting 0'
+        Examples:
+            >>> Look({}, {}).counts()
+            'done 0  running 0  failed 0  waiting 0'
         """
         order = (State.DONE, State.RUNNING, State.FAILED, State.WAITING)
         return "  ".join(f"{state} {len(self.of(state))}" for state in order)
@@ -107,8 +108,9 @@ def seconds_left(
         waiting: how many have not begun.
         jobs: how many run at a time.
 
-    >>> seconds_left([2.0, 4.0], [1.0], waiting=2, jobs=2)
-    4.0
+    Examples:
+        >>> seconds_left([2.0, 4.0], [1.0], waiting=2, jobs=2)
+        4.0
     """
     if not durations:
         return None
@@ -119,8 +121,9 @@ def seconds_left(
 def clock(seconds: float) -> str:
     """Write a duration as hours, minutes and seconds.
 
-    >>> clock(75), clock(3725)
-    ('1:15', '1:02:05')
+    Examples:
+        >>> clock(75), clock(3725)
+        ('1:15', '1:02:05')
     """
     minutes, rest = divmod(round(seconds), 60)
     hours, minutes = divmod(minutes, 60)

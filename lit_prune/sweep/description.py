@@ -167,8 +167,9 @@ def _axis(key: str, values: Any) -> Axis:
 def text_of(key: str, value: Any) -> str:
     """Return what a value of an option is called: as it is typed, and config files by their stem.
 
-    >>> text_of("pruning.target", "100x"), text_of("config", "configs/methods/random_erk.yaml")
-    ('100x', 'random_erk')
+    Examples:
+        >>> text_of("pruning.target", "100x"), text_of("config", "configs/methods/random_erk.yaml")
+        ('100x', 'random_erk')
     """
     if key != "config":
         return as_typed(value)
@@ -180,7 +181,8 @@ def text_of(key: str, value: Any) -> str:
 def as_typed(value: Any) -> str:
     """Write a value of a YAML file as it is typed on the command line.
 
-    >>> [as_typed(value) for value in ("100x", 0.1, True, None, [1, "a"])]
-    ['100x', '0.1', 'true', 'null', '[1, "a"]']
+    Examples:
+        >>> [as_typed(value) for value in ("100x", 0.1, True, None, [1, "a"])]
+        ['100x', '0.1', 'true', 'null', '[1, "a"]']
     """
     return value if isinstance(value, str) else json.dumps(value, default=str)

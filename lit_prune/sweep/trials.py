@@ -101,8 +101,9 @@ def _args(
 def short_names(keys: Sequence[str]) -> dict[str, str]:
     """Return for every key its shortest dotted end that no other key has.
 
-    >>> short_names(["pruning.target", "model.lr", "head.lr"])
-    {'pruning.target': 'target', 'model.lr': 'model.lr', 'head.lr': 'head.lr'}
+    Examples:
+        >>> short_names(["pruning.target", "model.lr", "head.lr"])
+        {'pruning.target': 'target', 'model.lr': 'model.lr', 'head.lr': 'head.lr'}
     """
     every = dict.fromkeys(keys)
     return {key: next(end for end in _ends(key) if _is_own(end, key, every)) for key in every}
@@ -127,8 +128,9 @@ def _name(labels: Mapping[str, str]) -> str:
 def _safe(text: str) -> str:
     """Write ``text`` with safe characters only; a hash tells apart what was lost.
 
-    >>> _safe("100x effective"), _safe("a/b")
-    ('100x_effective', 'a_b-c14cddc0')
+    Examples:
+        >>> _safe("100x effective"), _safe("a/b")
+        ('100x_effective', 'a_b-c14cddc0')
     """
     plain = text.replace(" ", "_")
     if plain and not _UNSAFE.search(plain):

@@ -165,10 +165,11 @@ def _written(log: Path, start: int) -> str:
 
 
 def _reason(code: int, log: str) -> str:
-    """Say in one line why a trial failed.
+    r"""Say in one line why a trial failed.
 
-    >>> _reason(2, "$ python train.py\\nerror: no such file\\n"), _reason(-9, "")
-    ('no such file', 'killed by SIGKILL: was there too little memory?')
+    Examples:
+        >>> _reason(2, "$ python train.py\nerror: no such file\n"), _reason(-9, "")
+        ('no such file', 'killed by SIGKILL: was there too little memory?')
     """
     if code < 0:
         hint = ": was there too little memory?" if -code == signal.SIGKILL else ""

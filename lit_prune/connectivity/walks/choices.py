@@ -103,10 +103,11 @@ class Table:
         odds: how likely each choice is, relative to the others of its row.
         possible: which choices there are; where the odds of a row are all zero, they are alike.
 
-    >>> table = Table(np.array([[1.0, 0.0, 3.0], [0.0, 0.0, 0.0]]), np.ones((2, 3), bool))
-    >>> table.chances()
-    array([[0.25      , 0.        , 0.75      ],
-           [0.33333333, 0.33333333, 0.33333333]])
+    Examples:
+        >>> table = Table(np.array([[1.0, 0.0, 3.0], [0.0, 0.0, 0.0]]), np.ones((2, 3), bool))
+        >>> table.chances()
+        array([[0.25      , 0.        , 0.75      ],
+               [0.33333333, 0.33333333, 0.33333333]])
     """
 
     def __init__(self, odds: np.ndarray, possible: np.ndarray) -> None:
