@@ -40,6 +40,14 @@ bench: $(VENV)/.lit_prune-test ## measure speed, as ratios in one process
 	$(BIN)/python -m benchmarks.connectivity
 	$(BIN)/python -m benchmarks.sweep
 
+DATA ?= data
+results: $(VENV)/.lit_prune-test ## run what docs/results.md shows and has not been run; DATA=DIR holds MNIST/raw
+	for sweep in mnist_dense mnist_lenet300100 mnist_threshold mnist_controls; do \
+		OMP_NUM_THREADS=1 $(BIN)/python -m lit_prune sweep configs/sweeps/$$sweep.yaml \
+			--data.root $(DATA) || exit 1; \
+	done
+	$(BIN)/python docs/make_results.py
+
 docs: $(VENV)/.lit_prune-docs ## write the pages of docs/ and the reference to build/docs
 	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict --quiet
 	@echo "look at build/docs/index.html"
