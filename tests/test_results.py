@@ -35,13 +35,17 @@ def test_the_tables_are_up_to_date():
 def test_a_cell_is_mean_and_deviation_of_the_runs(method, kind):
     for compression in MAKER["COMPRESSIONS"]:
         target = compression + ("" if kind == "direct" else " effective")
-        runs = [
-            *(r for r in ROWS if (r["sweep"], r["method"]) == ("mnist_lenet300100", method)),
+        found = [
+            100 * float(row["test_accuracy"])
+            for row in ROWS
+            if (row["sweep"], row["method"], row["target"]) == ("mnist_lenet300100", method, target)
         ]
-        found = [100 * float(row["test_accuracy"]) for row in runs if row["target"] == target]
         cell = table(kind)[MAKER["METHODS"][method]][compression]
-        expected = f"{statistics.mean(found):.2f} ± {statistics.stdev(found):.2f}"
-        assert cell.startswith(expected)
+        if len(found) == 3:
+            expected = f"{statistics.mean(found):.2f} ± {statistics.stdev(found):.2f} ("
+            assert cell.startswith(expected)
+        else:
+            assert f"n={len(found)}" in cell or not found
 
 
 def test_every_row_says_how_it_came_about(monkeypatch):
