@@ -28,7 +28,8 @@ from lit_prune.sweep.worker import Worker
 __all__ = ["run"]
 
 INTERRUPTED = 128 + signal.SIGINT
-_EVERY = 0.25  # seconds between two looks
+_EVERY = 0.25  # seconds between two looks, at least
+_RESTS = 100  # times as long as a look takes: hundreds of trials take their time, and a core
 _ON_A_CLUSTER = 8  # jobs, unless more or fewer are asked for
 
 _USAGE = "python -m lit_prune sweep FILE [options]"
@@ -255,14 +256,17 @@ def _carried_out(plan: _Plan, jobs: int | None) -> int:
 def _followed(plan: _Plan, crew: Crew, board: Board) -> Look:
     """Look at the trials until none can change any more."""
     ended = len(_ended(look := _look(plan.ledger, plan.trials)))
+    spent = 0.0
     while work := len(plan.trials) - len(_ended(look)):
         crew.earn(len(_ended(look)) - ended)
         ended = len(_ended(look))
         crew.fill(work)
         board.show(look)
-        time.sleep(_EVERY)
+        time.sleep(max(_EVERY, _RESTS * spent))
         at_work = crew.is_at_work()
+        start = time.monotonic()
         look = _look(plan.ledger, plan.trials, look)
+        spent = time.monotonic() - start
         if not (at_work or look.of(State.RUNNING) or crew.left):
             break
     board.show(look, is_last=True)
