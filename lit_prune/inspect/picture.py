@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from lit_prune.inspect.diagram import Column, Diagram, heights
+from lit_prune.inspect.diagram import Column, Diagram, Wires, heights
 from lit_prune.inspect.layer_table import plain_names, times
 from lit_prune.measure import Measurement
 
@@ -24,6 +24,11 @@ FORMS: dict[str, dict[str, Any]] = {"png": {}, "svg": {"Date": None}, "pdf": {"C
 _DESCRIBED_BY = {"png": "Description", "svg": "Description", "pdf": "Subject"}
 # Outputs are numbered where there are so few.
 _NUMBERED = 20
+# As many columns stand in a row.
+_COLUMNS = 8
+# Sizes in inches.
+_INCH = {"head": 0.7, "row": 6.6, "legend": 0.7, "column": 2.3}
+_GAPS = "Where no lines go from one column to the next, signals are added, joined or mixed."
 
 
 def as_bytes(figure: "Figure", form: str, command: str) -> bytes:
@@ -38,42 +43,70 @@ def as_bytes(figure: "Figure", form: str, command: str) -> bytes:
 
 
 def drawn(diagram: Diagram, measurement: Measurement, title: str) -> "Figure":
-    """Return a figure: columns of units, live lines over dead ones, and what they count."""
+    """Return a figure: columns of units with live and dead lines between them, and their counts.
+
+    Many columns are drawn in several rows, of which each has axes of its own.
+    """
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(max(2.3 * len(diagram.columns), 8) + 1, 8), dpi=125)
+    rows = _rows(diagram)
+    width = max(_INCH["column"] * max(map(len, rows)), 8) + 1
+    height = _INCH["head"] + _INCH["row"] * len(rows) + _INCH["legend"]
+    figure = Figure(figsize=(width, height), dpi=125)
     FigureCanvasAgg(figure)
-    axes = figure.add_axes((0.02, 0.0, 0.96, 1.0))
-    axes.set_axis_off()
-    axes.set_xlim(-0.45, len(diagram.columns) - 0.55)
-    axes.set_ylim(-0.27, 1.3)
     places = heights(diagram)
-    _draw_lines(axes, diagram, places)
-    _draw_units(axes, diagram, places)
-    _name_layers(axes, diagram, measurement)
-    _name_columns(axes, diagram, places)
-    _head(axes, title, measurement)
-    _add_legend(axes, diagram)
+    for number, row in enumerate(rows):
+        bottom = _INCH["legend"] + _INCH["row"] * (len(rows) - 1 - number)
+        axes = figure.add_axes((0.02, bottom / height, 0.96, _INCH["row"] / height))
+        axes.set_axis_off()
+        axes.set_xlim(row[0] - 0.45, row[0] + max(map(len, rows)) - 0.55)
+        axes.set_ylim(-0.18, 1.27)
+        _draw_lines(axes, diagram, places, row)
+        _draw_units(axes, diagram, places, row)
+        _name_layers(axes, diagram, measurement, row)
+        _name_columns(axes, diagram, places, row)
+    _head(figure, title, measurement)
+    _add_legend(figure, diagram)
     return figure
 
 
-def _draw_lines(axes: "Axes", diagram: Diagram, places: Sequence[NDArray[np.float64]]) -> None:
+def _rows(diagram: Diagram) -> list[range]:
+    """Return the columns of each row, which ends at a gap or is taken up at its last column."""
+    rows: list[range] = []
+    first, last = 0, len(diagram.columns) - 1
+    while first < last:
+        end = min(first + _COLUMNS - 1, last)
+        gaps = [gap for gap in diagram.gaps if first < gap <= end]
+        end = gaps[-1] if gaps and end < last else end
+        rows.append(range(first, end + 1))
+        first = end + 1 if end in diagram.gaps else end
+    return rows
+
+
+def _draw_lines(
+    axes: "Axes", diagram: Diagram, places: Sequence[NDArray[np.float64]], row: range
+) -> None:
+    """Draw the lines of the layers between the columns of a row; the rarer kind lies on top."""
     from matplotlib.collections import LineCollection
 
-    for wires in diagram.wires:
+    for wires in _inside(diagram, row):
         starts, ends = wires.ends.T
         left, right = places[wires.source][starts], places[wires.source + 1][ends]
         xs = np.broadcast_to([wires.source, wires.source + 1.0], (len(wires.ends), 2))
         segments = np.stack([xs, np.stack([left, right], axis=1)], axis=2)
-        for is_live, colour in ((False, DEAD), (True, LIVE)):
+        for is_live, name, colour in ((False, "dead", DEAD), (True, "live", LIVE)):
             chosen = list(segments[wires.live == is_live])
-            width = _width(len(chosen))
             lines = LineCollection(
-                chosen, colors=colour, linewidths=width, alpha=0.85, zorder=1 + is_live
+                chosen, colors=colour, alpha=0.85, linewidths=_width(len(chosen))
             )
-            lines.set_gid(f"{'live' if is_live else 'dead'} {wires.name}")
+            lines.set_zorder(2 if len(chosen) <= len(segments) / 2 else 1)
+            lines.set_gid(f"{name} {wires.name}")
             axes.add_collection(lines)
+
+
+def _inside(diagram: Diagram, row: range) -> list[Wires]:
+    return [wires for wires in diagram.wires if row[0] <= wires.source < row[-1]]
 
 
 def _width(lines: int) -> float:
@@ -81,13 +114,16 @@ def _width(lines: int) -> float:
     return float(np.clip(11 / max(lines, 1) ** 0.5, 0.15, 2))
 
 
-def _draw_units(axes: "Axes", diagram: Diagram, places: Sequence[NDArray[np.float64]]) -> None:
-    for number, (column, place) in enumerate(zip(diagram.columns, places, strict=True)):
-        size = np.clip(1500 / max(len(column.units), 1), 4, 50)
-        for is_live, look in ((False, _dead_unit()), (True, _live_unit())):
-            ys = place[column.live == is_live]
+def _draw_units(
+    axes: "Axes", diagram: Diagram, places: Sequence[NDArray[np.float64]], row: range
+) -> None:
+    for number in row:
+        column = diagram.columns[number]
+        for is_live, name, look in ((False, "dead", _dead_unit()), (True, "live", _live_unit())):
+            ys = places[number][column.live == is_live]
+            size = np.clip(1500 / max(len(ys), 1), 4, 50)
             dots = axes.scatter(np.full(len(ys), float(number)), ys, size, zorder=3, **look)
-            dots.set_gid(f"{'live' if is_live else 'dead'} units {number}")
+            dots.set_gid(f"{name} units {number}")
 
 
 def _live_unit() -> dict[str, Any]:
@@ -98,55 +134,56 @@ def _dead_unit() -> dict[str, Any]:
     return {"facecolors": "white", "edgecolors": DEAD, "linewidths": 0.6}
 
 
-def _name_layers(axes: "Axes", diagram: Diagram, measurement: Measurement) -> None:
+def _name_layers(axes: "Axes", diagram: Diagram, measurement: Measurement, row: range) -> None:
     """Write above the lines of each layer what it is called, and what is left of it."""
-    rows = {row.name: row for row in measurement.layers}
-    names = plain_names(list(rows))
-    for name, row in zip(names, rows.values(), strict=True):
-        (wires,) = (wires for wires in diagram.wires if wires.name == row.name)
-        x = wires.source + 0.5
-        axes.text(x, 1.135, name, ha="center", va="bottom", fontsize=11, fontweight="bold")
-        text = f"{row.kept:,} of {row.total:,} kept\n{row.effective:,} effective"
-        axes.text(x, 1.125, text, ha="center", va="top", fontsize=9, linespacing=1.4)
+    layers = {layer.name: layer for layer in measurement.layers}
+    short = dict(zip(layers, plain_names(list(layers)), strict=True))
+    for wires in _inside(diagram, row):
+        layer, x = layers[wires.name], wires.source + 0.5
+        text = f"{layer.kept:,} of {layer.total:,} kept\n{layer.effective:,} effective"
+        axes.text(x, 1.15, short[wires.name], ha="center", va="bottom", fontsize=11, weight="bold")
+        axes.text(x, 1.14, text, ha="center", va="top", fontsize=9, linespacing=1.4)
 
 
-def _name_columns(axes: "Axes", diagram: Diagram, places: Sequence[NDArray[np.float64]]) -> None:
+def _name_columns(
+    axes: "Axes", diagram: Diagram, places: Sequence[NDArray[np.float64]], row: range
+) -> None:
     """Write below each column what it is and how many units it has, and number few outputs."""
     last = len(diagram.columns) - 1
-    for number, column in enumerate(diagram.columns):
-        name = {0: f"input {column.kind}", last: f"output {column.kind}"}.get(number, column.kind)
-        axes.text(
-            number, -0.03, _about(column, name), ha="center", va="top", fontsize=9, linespacing=1.4
-        )
-    if diagram.columns[last].size <= _NUMBERED:
+    ends = {0: "input ", last: "output "}
+    for number in row:
+        text = _about(diagram.columns[number], ends.get(number, ""))
+        axes.text(number, -0.03, text, ha="center", va="top", fontsize=9, linespacing=1.4)
+    if last in row and diagram.columns[last].size <= _NUMBERED:
         for unit, y in zip(diagram.columns[last].units, places[last], strict=True):
             axes.text(last + 0.06, y, str(unit), va="center", fontsize=9)
 
 
-def _about(column: Column, name: str) -> str:
-    live, drawn_units = int(column.live.sum()), len(column.units)
-    lines = [f"{column.size:,} {name}", f"{live:,} live, {drawn_units - live:,} dead"]
-    if left_out := column.size - drawn_units:
+def _about(column: Column, end: str) -> str:
+    live, shown = int(column.live.sum()), len(column.units)
+    kind = column.kind if column.size != 1 else column.kind.removesuffix("s")
+    lines = [f"{column.size:,} {end}{kind}", f"{live:,} live, {shown - live:,} dead"]
+    if left_out := column.size - shown:
         lines.append(f"{left_out:,} unconnected: not drawn")
     return "\n".join(lines)
 
 
-def _head(axes: "Axes", title: str, measurement: Measurement) -> None:
+def _head(figure: "Figure", title: str, measurement: Measurement) -> None:
     total = sum(row.total for row in measurement.layers)
     kept = sum(row.kept for row in measurement.layers)
     effective = int(measurement.totals()["effective_kept"] or 0)
-    middle = sum(axes.get_xlim()) / 2
-    text = " of ".join([f"{kept:,}", f"{total:,} connections are kept ({_times(total, kept)})"])
-    text += f", {effective:,} are effective ({_times(total, effective)})"
-    axes.text(middle, 1.265, title, ha="center", va="center", fontsize=13, fontweight="bold")
-    axes.text(middle, 1.22, text, ha="center", va="center", fontsize=10.5)
+    text = f"{kept:,} of {total:,} connections are kept ({_times(total, kept)}), "
+    text += f"{effective:,} are effective ({_times(total, effective)})"
+    inch = 1 / figure.get_figheight()
+    figure.text(0.5, 1 - 0.25 * inch, title, ha="center", va="center", fontsize=13, weight="bold")
+    figure.text(0.5, 1 - 0.55 * inch, text, ha="center", va="center", fontsize=10.5)
 
 
 def _times(total: int, left: int) -> str:
     return times(total / left) if left else "none left"
 
 
-def _add_legend(axes: "Axes", diagram: Diagram) -> None:
+def _add_legend(figure: "Figure", diagram: Diagram) -> None:
     from matplotlib.lines import Line2D
 
     what = "kernel" if any(c.kind == "channels" for c in diagram.columns) else "connection"
@@ -165,14 +202,7 @@ def _add_legend(axes: "Axes", diagram: Diagram) -> None:
         line(f"dead {what}: kept, but on no path", DEAD),
         dot("dead unit", "white", DEAD),
     ]
-    axes.legend(
-        handles=handles,
-        loc="lower center",
-        ncols=4,
-        frameon=False,
-        fontsize=10.5,
-        borderaxespad=0.2,
-    )
+    figure.legend(handles=handles, loc="lower center", ncols=4, frameon=False, fontsize=10.5)
     if diagram.gaps:
-        text = "Where no lines go from one column to the next, signals are added, joined or mixed."
-        axes.text(sum(axes.get_xlim()) / 2, -0.19, text, ha="center", va="center", fontsize=9)
+        height = 0.55 / figure.get_figheight()
+        figure.text(0.5, height, _GAPS, ha="center", va="center", fontsize=9.5)
