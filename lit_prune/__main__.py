@@ -8,9 +8,10 @@ from lit_prune.errors import LitPruneError, did_you_mean
 
 __all__ = ["main"]
 
-# Each command is a module of this package with a function run(args), which may return a code.
+# Each command is a room of this package with a function run(args), which may return a code.
 _COMMANDS = {
     "curve": "draw direct against effective compression, without training",
+    "inspect": "show what masks leave of a network, layer by layer and as a picture",
     "sweep": "run all combinations of a file, in parallel, here or on a cluster",
 }
 

@@ -241,10 +241,21 @@ class TrainCLI(LightningCLI):
 
     def manager(self) -> MaskManager:
         """Build the mask manager alone."""
+        return self._alone("pruning", MaskManager)
+
+    def network(self) -> LitClassifier:
+        """Build the module alone."""
+        return self._alone("model", LitClassifier)
+
+    def datamodule(self) -> LightningDataModule:
+        """Build the data alone; nothing is read."""
+        return self._alone("data", LightningDataModule, subclass_mode=True)
+
+    def _alone(self, key: str, kind: Any, **how: Any) -> Any:
         parser = LightningArgumentParser()
-        parser.add_lightning_class_args(MaskManager, "pruning")
+        parser.add_lightning_class_args(kind, key, **how)
         with _complaints():
-            return parser.instantiate(Namespace(pruning=self.config.pruning)).pruning
+            return parser.instantiate(Namespace(**{key: self.config[key]}))[key]
 
     def objects(
         self, folder: RunFolder

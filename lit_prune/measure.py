@@ -18,7 +18,15 @@ from lit_prune.masks import LayerRow, Masks
 from lit_prune.names import plain_name
 from lit_prune.probe import undisturbed
 
-__all__ = ["Flops", "LayerMeasure", "Measurement", "count_flops", "measure", "unmeasured"]
+__all__ = [
+    "Flops",
+    "LayerMeasure",
+    "Measurement",
+    "count_flops",
+    "groupings",
+    "measure",
+    "unmeasured",
+]
 
 
 class LayerMeasure(NamedTuple):
@@ -179,13 +187,9 @@ def _sum(counts: Iterable[int | None]) -> int | None:
 
 def _effective_counts(model: nn.Module, effective: Masks) -> dict[str, tuple[int, int, int]]:
     """Return how many connections, dead inputs and dead outputs each layer has."""
-    convolutions = {
-        plain_name(f"{prefix}.weight".lstrip(".")): (module.groups, module.transposed)
-        for prefix, module in model.named_modules(remove_duplicate=False)
-        if isinstance(module, _ConvNd)
-    }
+    groups = groupings(model)
     counts = [
-        torch.stack([mask.count_nonzero(), *_dead_units(mask, *convolutions.get(name, (1, False)))])
+        torch.stack([mask.count_nonzero(), *_dead_units(mask, *groups.get(name, (1, False)))])
         for name, mask in effective.items()
     ]
     # One transfer for all layers, not one for each.
@@ -193,12 +197,21 @@ def _effective_counts(model: nn.Module, effective: Masks) -> dict[str, tuple[int
     return {name: (kept, i, o) for name, (kept, i, o) in zip(effective, found, strict=True)}
 
 
-def _dead_units(mask: Tensor, groups: int, transposed: bool) -> tuple[Tensor, Tensor]:
-    """Count the inputs, then the outputs, that no connection is kept of.
+def groupings(model: nn.Module) -> dict[str, tuple[int, bool]]:
+    """Return the groups of every convolution, by its weight's name, and whether it is transposed.
 
     Weights have the shape (out, in / groups, ...), of transposed convolutions (in, out / groups,
     ...): the rows of a group are joined with the columns of the same group.
     """
+    return {
+        plain_name(f"{prefix}.weight".lstrip(".")): (module.groups, module.transposed)
+        for prefix, module in model.named_modules(remove_duplicate=False)
+        if isinstance(module, _ConvNd)
+    }
+
+
+def _dead_units(mask: Tensor, groups: int, transposed: bool) -> tuple[Tensor, Tensor]:
+    """Count the inputs, then the outputs, that no connection is kept of."""
     joined = mask.flatten(2).any(2) if mask.dim() > 2 else mask
     rows = joined.any(1)
     columns = joined.unflatten(0, (groups, -1)).any(1)

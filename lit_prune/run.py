@@ -32,7 +32,14 @@ from lit_prune.files import as_csv, cut_back, is_aside, os_error, remove_asides,
 from lit_prune.masks import Masks
 from lit_prune.measure import LayerMeasure, Measurement
 
-__all__ = ["RunFolder", "environment", "folder_name", "mask_summary", "writing"]
+__all__ = [
+    "RunFolder",
+    "environment",
+    "folder_name",
+    "layers_csv",
+    "mask_summary",
+    "writing",
+]
 
 # What a run writes beside its settings; what else lies in its folder is somebody else's.
 _OUTPUTS = (
@@ -203,7 +210,7 @@ class RunFolder:
     ) -> None:
         """Write masks, layers and, last of all, the summary that marks the run as finished."""
         masks.save(self.path / "masks.safetensors")
-        write_whole(self.path / "layers.csv", as_csv(LayerMeasure._fields, map(_row, layers)))
+        write_whole(self.path / "layers.csv", layers_csv(layers))
         finite = {key: _finite(value) for key, value in summary.items()}
         write_whole(self.path / "summary.json", json.dumps(finite, indent=2) + "\n")
 
@@ -272,6 +279,13 @@ def mask_summary(masks: Masks, measurement: Measurement) -> dict[str, Any]:
     }
 
 
+def layers_csv(layers: Sequence[LayerMeasure]) -> str:
+    """Return a row for each layer as the text of a file, with shapes as in ``300x784``."""
+    shapes = ["x".join(map(str, layer.shape)) for layer in layers]
+    rows = [(row.name, shape, *row[2:]) for row, shape in zip(layers, shapes, strict=True)]
+    return as_csv(LayerMeasure._fields, rows)
+
+
 def environment() -> dict[str, Any]:
     """Return the git commit of the code, if it is a checkout, and the versions that matter."""
     names = ("lit_prune", "torch", "lightning", "torchvision", "torchmetrics", "numpy")
@@ -296,10 +310,6 @@ def _git_commit() -> str | None:
     except (OSError, subprocess.TimeoutExpired):
         return None
     return done.stdout.strip() or None
-
-
-def _row(layer: LayerMeasure) -> tuple[object, ...]:
-    return tuple(layer._replace(shape="x".join(map(str, layer.shape))))  # type: ignore[arg-type]
 
 
 def _finite(value: Any) -> Any:
