@@ -1,0 +1,14 @@
+"""``python -m lit_prune report``: many runs in one table and on one page, compared fairly.
+
+Run folders are found and read (``collect``, ``runs``); equal but for the seed, they are one method
+at one rate (``names``, ``groups``); which of these may be compared follows from their settings
+(``phases``, ``setups``); what they come to is written down (``tables``, ``figures``, ``page``).
+
+>>> from lit_prune.report import read_runs, tasks_of
+"""
+
+from lit_prune.report.collect import read_runs
+from lit_prune.report.groups import Cell, Task, tasks_of
+from lit_prune.report.runs import Run, Status
+
+__all__ = ["Cell", "Run", "Status", "Task", "read_runs", "tasks_of"]
