@@ -11,6 +11,7 @@ __all__ = ["main"]
 # Each command is a module of this package with a function run(args), which may return a code.
 _COMMANDS = {
     "curve": "draw direct against effective compression, without training",
+    "report": "collect runs into tables and a page with plots, and say which compare",
     "sweep": "run all combinations of a file, in parallel, here or on a cluster",
 }
 

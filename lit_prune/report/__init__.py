@@ -8,7 +8,9 @@ at one rate (``names``, ``groups``); which of these may be compared follows from
 """
 
 from lit_prune.report.collect import read_runs
+from lit_prune.report.command import run
 from lit_prune.report.groups import Cell, Task, tasks_of
 from lit_prune.report.runs import Run, Status
+from lit_prune.report.tables import frame
 
-__all__ = ["Cell", "Run", "Status", "Task", "read_runs", "tasks_of"]
+__all__ = ["Cell", "Run", "Status", "Task", "frame", "read_runs", "run", "tasks_of"]

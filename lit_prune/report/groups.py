@@ -156,8 +156,8 @@ class Cell:
 
     @property
     def notes(self) -> list[str]:
-        """What should be known of the seeds: which are missing, failed, collapsed or there twice."""
-        found = [f"seed {seed} missing" for seed in self.missing]
+        """What to know of the seeds: which are missing, failed, collapsed or there twice."""
+        found = [f"missing: {', '.join(map(str, self.missing))}"] if self.missing else []
         for status in (Status.FAILED, Status.UNFINISHED, Status.COLLAPSED):
             if number := self.number(status):
                 found.append(f"{number} of {len(self.counted)} {status}")
