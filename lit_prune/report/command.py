@@ -125,6 +125,7 @@ def require(tasks: Iterable[Task], setup: str) -> None:
 
 
 def _refusal(one: Cell, other: Cell, setup: str) -> str:
+    one, other = sorted((one, other), key=lambda cell: cell.runs[0].path)
     found = difference(one.facts, other.facts, setup)
     assert found is not None
     key, here, there = found
@@ -136,7 +137,7 @@ def _refusal(one: Cell, other: Cell, setup: str) -> str:
 
 
 def _said(value: Any) -> str:
-    return "not set" if value is None else repr(value) if isinstance(value, str) else f"{value:,}"
+    return "not set" if value is None else repr(value)
 
 
 def _write(folder: Path, contents: Mapping[str, str]) -> None:

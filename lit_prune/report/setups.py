@@ -27,7 +27,7 @@ from lit_prune.report.settings import below
 
 __all__ = ["SETUPS", "Facts", "difference", "facts_of", "satisfied", "setup_named", "strictest"]
 
-# A part of a run's settings, sorted by their keys.
+# A part of a run's settings, in an order of their keys.
 Fact = tuple[tuple[str, Any], ...]
 
 _FLOPS_WITHIN = 0.05
@@ -161,7 +161,8 @@ def facts_of(run: Run) -> Facts:
 
 
 def _fact(settings: Mapping[str, Any]) -> Fact:
-    return tuple(sorted(settings.items()))
+    # Our own words first, since they say more than the settings that follow from them.
+    return tuple(sorted(settings.items(), key=lambda item: (" " not in item[0], item[0])))
 
 
 def _dataset(settings: Mapping[str, Any]) -> dict[str, Any]:
