@@ -39,6 +39,7 @@ bench: $(VENV)/.lit_prune-test ## measure speed, as ratios in one process
 	$(BIN)/python -m benchmarks.criteria
 	$(BIN)/python -m benchmarks.connectivity
 	$(BIN)/python -m benchmarks.sweep
+	$(BIN)/python -m benchmarks.report
 
 clean: ## remove caches; runs and environments stay
 	rm -rf .pytest_cache .mypy_cache .ruff_cache .hypothesis build dist *.egg-info

@@ -1,4 +1,4 @@
-"""The report of 400 runs: 10 methods at 10 targets with 4 seeds, in folders as train.py leaves them.
+"""The report of 400 runs: 10 methods at 10 targets with 4 seeds, in folders as of train.py.
 
 The command runs as a user starts it, so that starting Python and importing PyTorch count.
 """

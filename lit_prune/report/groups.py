@@ -199,7 +199,7 @@ def tasks_of(runs: Iterable[Run], reference: str | None = None) -> list[Task]:
     Args:
         runs: of any number of data sets and networks.
         reference: the name of the method that others are compared with; None is, for each rate, the
-            first of those that share S3.2 with the most others.
+            first with results of those that share S3.2 with the most others.
 
     Raises:
         LitPruneError: there is no method of that name.
@@ -294,7 +294,8 @@ def _reference(cells: Sequence[Cell], name: str | None) -> Cell | None:
     if name is not None:
         return next((cell for cell in cells if cell.method.name == name), None)
 
-    def likes(cell: Cell) -> int:
-        return sum("S3.2" in satisfied(cell.facts, other.facts) for other in cells)
+    def likes(cell: Cell) -> tuple[bool, int]:
+        shared = sum("S3.2" in satisfied(cell.facts, other.facts) for other in cells)
+        return bool(cell.done), shared
 
     return max(cells, key=likes)

@@ -134,7 +134,7 @@ def _comparable(task: Task) -> str:
         text = "All methods share S3.2 where their targets are the same."
         return f"<h3>What may be compared</h3>\n<p>{text}</p>"
     lines = [
-        f"<li>{escape(', '.join(m.name for m in methods))}{_parted(key, sets[0][0])}</li>"
+        f"<li>{escape('; '.join(m.name for m in methods))}{_parted(key, sets[0][0])}</li>"
         for key, methods in sets
     ]
     return (

@@ -12,7 +12,7 @@ STYLE = """
 * { box-sizing: border-box; }
 body { margin: 0; background: var(--paper); color: var(--ink);
   font: 15px/1.5 system-ui, -apple-system, "Segoe UI", "DejaVu Sans", sans-serif; }
-main { max-width: 1120px; margin: 0 auto; padding: 2.5rem 1.25rem 4rem; }
+main { max-width: 1200px; margin: 0 auto; padding: 2.5rem 1.25rem 4rem; }
 h1 { font-size: 1.75rem; font-weight: 650; line-height: 1.25; margin: 0 0 .25rem; }
 h2 { font-size: 1.3rem; font-weight: 650; margin: 3rem 0 .5rem; padding-top: 1rem;
   border-top: 1px solid var(--rule); }
@@ -28,9 +28,9 @@ pre { background: var(--band); padding: .6rem .8rem; border-radius: 6px; overflo
 pre, code { font: .83rem/1.5 ui-monospace, "DejaVu Sans Mono", monospace; }
 code { overflow-wrap: anywhere; }
 .wide { overflow-x: auto; }
-table { border-collapse: collapse; font-size: .84rem; font-variant-numeric: tabular-nums; }
+table { border-collapse: collapse; font-size: .8rem; font-variant-numeric: tabular-nums; }
 .wide > table { min-width: 100%; }
-th, td { padding: .22rem .6rem; text-align: right; vertical-align: top; white-space: nowrap; }
+th, td { padding: .22rem .45rem; text-align: right; vertical-align: top; white-space: nowrap; }
 th { font-weight: 500; }
 thead th { color: var(--soft); vertical-align: bottom; border-bottom: 1px solid var(--rule); }
 thead th[colspan] { text-align: center; }
@@ -39,7 +39,8 @@ thead tr:first-child th:nth-last-child(-n+2) { text-align: left; }
 thead tr + tr th:first-child { text-align: right; }
 tbody th[scope=rowgroup] { text-align: left; background: var(--band); font-weight: 650; }
 tbody tr + tr td, tbody tr + tr th[scope=row] { border-bottom: 1px solid var(--rule); }
-td.words { white-space: normal; min-width: 9rem; }
+td.words, td.mark, td.weak { white-space: normal; }
+td.words { min-width: 8.5rem; }
 td.words, td.mark { color: var(--soft); }
 td.weak { color: var(--warn); font-weight: 600; }
 details { margin: 2rem 0; }
