@@ -39,8 +39,7 @@ thead tr:first-child th:nth-last-child(-n+2) { text-align: left; }
 thead tr + tr th:first-child { text-align: right; }
 tbody th[scope=rowgroup] { text-align: left; background: var(--band); font-weight: 650; }
 tbody tr + tr td, tbody tr + tr th[scope=row] { border-bottom: 1px solid var(--rule); }
-td.words, td.mark, td.weak { white-space: normal; }
-td.words { min-width: 8.5rem; }
+td.words { white-space: normal; min-width: 8.5rem; }
 td.words, td.mark { color: var(--soft); }
 td.weak { color: var(--warn); font-weight: 600; }
 details { margin: 2rem 0; }
