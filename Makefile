@@ -39,6 +39,7 @@ bench: $(VENV)/.lit_prune-test ## measure speed, as ratios in one process
 	$(BIN)/python -m benchmarks.criteria
 	$(BIN)/python -m benchmarks.connectivity
 	$(BIN)/python -m benchmarks.sweep
+	$(BIN)/python -m benchmarks.report
 
 DATA ?= data
 results: $(VENV)/.lit_prune-test ## run what docs/results.md shows and has not been run; DATA=DIR holds MNIST/raw

@@ -12,6 +12,7 @@ __all__ = ["main"]
 _COMMANDS = {
     "curve": "draw direct against effective compression, without training",
     "inspect": "show what masks leave of a network, layer by layer and as a picture",
+    "report": "collect runs into tables and a page with plots, and say which compare",
     "sweep": "run all combinations of a file, in parallel, here or on a cluster",
 }
 
