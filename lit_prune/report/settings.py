@@ -52,7 +52,7 @@ def telling(settings: Settings) -> dict[str, Any]:
     seed's number in the path of a file becomes ``*``.
 
     Examples:
-        >>> telling({"pruning.masks": "dense/seed=3/a.st", "seed_everything": 3, "pruning.floor": 0})
+        >>> telling({"pruning.masks": "dense/seed=3/a.st", "seed_everything": 3})
         {'pruning.masks': 'dense/seed=*/a.st'}
     """
     return {
@@ -83,7 +83,8 @@ def part_name(part: Any) -> str:
 
     Examples:
         >>> snip = {"class_path": "lit_prune.criteria.SNIP"}
-        >>> part_name({"class_path": "lit_prune.criteria.Shuffled", "init_args": {"criterion": snip}})
+        >>> shuffled = "lit_prune.criteria.Shuffled"
+        >>> part_name({"class_path": shuffled, "init_args": {"criterion": snip}})
         'Shuffled SNIP'
     """
     if not isinstance(part, Mapping):

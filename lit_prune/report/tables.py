@@ -216,7 +216,7 @@ def _md(text: str) -> str:
 
 
 def latex(tasks: Sequence[Task]) -> str:
-    """Return ``table.tex``, to be read by ``\\input``; it needs the package booktabs."""
+    r"""Return ``table.tex``, to be read by ``\input``; it needs the package booktabs."""
     lines = [TEX_SIGN, rf"% {NOTE}"]
     for title, cells in _parts(tasks):
         heads = " & ".join(_tex(head) for head in _HEADS)
