@@ -19,7 +19,7 @@ FLOORS = [
     {"criteria"},
     {"acts", "measure", "prune", "rewiring", "schedules", "search", "spine", "targets", "timing"},
     {"callbacks", "module", "data"},
-    {"cli", "complaint", "curve", "processes", "run", "report", "sweep", "__main__"},
+    {"cli", "complaint", "curve", "headline", "processes", "run", "report", "sweep", "__main__"},
 ]
 FLOOR_OF = {room: floor for floor, rooms in enumerate(FLOORS) for room in rooms}
 LIGHTNING_FLOOR = 4
