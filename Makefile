@@ -35,6 +35,7 @@ bench: $(VENV)/.lit_prune-test ## measure speed, as ratios in one process
 	$(BIN)/python -m benchmarks.training
 	$(BIN)/python -m benchmarks.mask_manager
 	$(BIN)/python -m benchmarks.levels
+	$(BIN)/python -m benchmarks.monitor
 	$(BIN)/python -m benchmarks.synflow
 	$(BIN)/python -m benchmarks.criteria
 	$(BIN)/python -m benchmarks.connectivity

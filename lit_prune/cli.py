@@ -34,11 +34,13 @@ from lit_prune.callbacks import (
     MaskManager,
     Progress,
     SeededEpochs,
+    SparsityMonitor,
     WholeCheckpoints,
 )
 from lit_prune.complaint import complaint
 from lit_prune.data.images import ImagesInMemory
 from lit_prune.errors import LitPruneError, LitPruneWarning, TrainingStopped, first_line
+from lit_prune.headline import headline
 from lit_prune.module import LitClassifier
 from lit_prune.probe import undisturbed
 from lit_prune.processes import in_slurm, queued_again, require_all
@@ -57,6 +59,9 @@ MISTAKES = (
     TypeError,
     ValueError,
 )
+
+# What is said of a run beside its settings: where from, where to, and what is shown of it.
+_ASIDE = ("config", "run_dir", "overwrite", "monitor")
 
 # The short names that may stand at a key, for messages; the parser finds them by itself.
 _CLASSES = {
@@ -229,15 +234,21 @@ class TrainCLI(LightningCLI):
         parser.add_argument(
             "--overwrite", action="store_true", help="Delete the run's folder and start anew."
         )
+        parser.add_argument(
+            "--monitor",
+            type=bool,
+            default=True,
+            help="Show masks, densities, scores and gradients in TensorBoard (SparsityMonitor).",
+        )
 
     def instantiate_classes(self) -> None:
         """Wait until the folder is known to be unfinished."""
 
     def settings(self) -> dict[str, Any]:
-        """Return the resolved config, without where it came from and where it goes to."""
+        """Return the resolved config, without what changes nothing that the run finds."""
         text = self.parser.dump(self.config, skip_unset=False)
         settings = yaml.safe_load(text)
-        return {k: v for k, v in settings.items() if k not in ("config", "run_dir", "overwrite")}
+        return {key: value for key, value in settings.items() if key not in _ASIDE}
 
     def manager(self) -> MaskManager:
         """Build the mask manager alone."""
@@ -265,7 +276,8 @@ class TrainCLI(LightningCLI):
             _require_strategy(self.config.trainer.strategy)
             built = self.parser.instantiate(self.config)
             _require_length(built.trainer, built.pruning.schedule)
-            trainer = make_trainer(dict(built.trainer), built.pruning, folder)
+            monitor = SparsityMonitor(headline(self.settings())) if self.config.monitor else None
+            trainer = make_trainer(dict(built.trainer), built.pruning, folder, monitor)
         return built.model, built.data, built.pruning, trainer
 
 
@@ -311,7 +323,7 @@ def _complaint(error: Exception) -> str:
     parser = LightningArgumentParser()
     for kind, name in ((Trainer, "trainer"), (LitClassifier, "model"), (MaskManager, "pruning")):
         parser.add_lightning_class_args(kind, name)
-    own = ("config", "data", "run_dir", "overwrite", "seed_everything")
+    own = (*_ASIDE, "data", "seed_everything")
     keys = {*own, *(action.dest for action in parser._actions)}
     return complaint(str(error), keys, _CLASSES, _arguments_of)
 
@@ -328,13 +340,25 @@ def _arguments_of(class_path: str) -> list[str]:
     return [argument.removeprefix("of.") for argument in add(owner, "of")]
 
 
-def make_trainer(settings: dict[str, Any], manager: MaskManager, folder: RunFolder) -> Trainer:
-    """Return the trainer of the config, with our defaults where the config says nothing."""
+def make_trainer(
+    settings: dict[str, Any],
+    manager: MaskManager,
+    folder: RunFolder,
+    monitor: SparsityMonitor | None = None,
+) -> Trainer:
+    """Return the trainer of the config, with our defaults where the config says nothing.
+
+    A monitor of the config's own takes the place of ours, which goes without a logger.
+    """
     chosen = {name: value for name, value in settings.items() if value is not None}
     callbacks: list[Callback] = [SeededEpochs(), FiniteLoss(), manager, Levels(folder.path)]
+    own = _as_list(chosen.pop("callbacks", []))
+    has_monitor = any(isinstance(callback, SparsityMonitor) for callback in own)
+    if monitor is not None and not has_monitor and chosen.get("logger") is not False:
+        callbacks.append(monitor)
     if chosen.setdefault("enable_progress_bar", sys.stdout.isatty()):
         callbacks.append(Progress())
-    callbacks += _as_list(chosen.pop("callbacks", []))
+    callbacks += own
     if chosen.get("enable_checkpointing", True):
         # The last one, so that the states of the config's own are as they are at the epoch's end.
         callbacks.append(Checkpoints(folder.path))

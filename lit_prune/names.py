@@ -1,6 +1,8 @@
-"""Names of parameters, the same whether a model is compiled or not."""
+"""Names of parameters, the same whether a model is compiled or not, and short ones to show."""
 
-__all__ = ["plain_name"]
+from collections.abc import Iterable
+
+__all__ = ["plain_name", "titles"]
 
 
 def plain_name(name: str) -> str:
@@ -11,3 +13,15 @@ def plain_name(name: str) -> str:
         'backbone.fc1.weight'
     """
     return name.replace("_orig_mod.", "")
+
+
+def titles(names: Iterable[str]) -> dict[str, str]:
+    """Return a short title for each weight, without what goes without saying; all are different.
+
+    Examples:
+        >>> titles(["backbone.fc1.weight", "backbone.rnn.weight_hh", "head.weight"])
+        {'backbone.fc1.weight': 'fc1', 'backbone.rnn.weight_hh': 'rnn.weight_hh', 'head.weight': 'head'}
+    """
+    names = list(names)
+    short = [name.removeprefix("backbone.").removesuffix(".weight") for name in names]
+    return dict(zip(names, short if len({*short}) == len(names) else names, strict=True))

@@ -1,7 +1,7 @@
 """Prune: masks that keep exactly as many connections as asked for."""
 
 import warnings
-from collections.abc import Generator, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable, Iterator
 from typing import Literal, get_args
 
 import torch
@@ -13,14 +13,15 @@ from lit_prune.errors import FloorOutOfRange, LitPruneError, LitPruneWarning, Ta
 from lit_prune.masks import Masks
 from lit_prune.probe import Example, Loss, cross_entropy, default_generator
 from lit_prune.prunable import Patterns
-from lit_prune.ranking import Floor, least_kept, require_floor
+from lit_prune.ranking import Floor, Ranking, least_kept, require_floor
 from lit_prune.ranks import ALONE, Ranks
 from lit_prune.search import Found, Trail, first_enough, least_reachable, reprune, walk_back
 from lit_prune.spine import BatchesLike, Spine, last, rounds_of, shapes_of
 from lit_prune.targets import Target, TargetLike
 
-__all__ = ["Search", "prune", "prune_by_rounds", "require_life"]
+__all__ = ["Observer", "Search", "prune", "prune_by_rounds", "require_life"]
 
+Observer = Callable[[Ranking, Masks], None]
 Search = Literal["curve", "reprune"]
 
 
@@ -125,6 +126,7 @@ def prune_by_rounds(
     allow_collapse: bool = False,
     floor: Floor | None = None,
     ranks: Ranks = ALONE,
+    observe: Observer | None = None,
 ) -> Iterator[Masks]:
     """Yield the masks after every round of pruning; the arguments are those of :func:`prune`.
 
@@ -154,21 +156,24 @@ def prune_by_rounds(
     spine.require_nesting(number)
     needs_paths = keep < masks.total and (target.measure == "effective" or prune_ineffective)
     connectivity = spine.connectivity(masks) if needs_paths else None
+    ranking: Ranking | None = None
     if target.measure == "direct" or keep == masks.total:
         if not getattr(criterion, "whole_filters", False):
             require_floor(floor, masks, keep)
-        for step, _ in spine.rounds(masks, keep, number):
-            masks = step
+        for step in spine.rounds(masks, keep, number):
+            masks, ranking = step
             yield masks
         _say_if_rounded(masks, keep)
     else:
         assert connectivity is not None
-        found = yield from _searched(spine, connectivity, masks, keep, number, search)
+        found, ranking = yield from _searched(spine, connectivity, masks, keep, number, search)
         if not allow_collapse:
             require_life(found.effective)
         _warn_if_missed(target, found, masks.total, keep)
         masks = found.masks
         yield masks
+    if observe is not None and ranking is not None:
+        observe(ranking, masks)
     if prune_ineffective and connectivity is not None:
         yield connectivity.effective(masks)
     if spine.places is not None:
@@ -194,22 +199,18 @@ def _rereadable(batches: BatchesLike | None) -> BatchesLike:
 
 def _searched(
     spine: Spine, connectivity: Connectivity, dense: Masks, keep: int, number: int, search: Search
-) -> Generator[Masks, None, Found]:
-    """Yield the masks on the way to an effective target, and return what was found."""
+) -> Generator[Masks, None, tuple[Found, Ranking | None]]:
+    """Yield the masks on the way to an effective target; return what was found.
+
+    With it goes the ranking of the round that decided; None where that is not known.
+    """
     if keep == 0:
         require_floor(spine.floor, dense, 0)
         nothing = Masks({name: torch.zeros_like(mask) for name, mask in dense.items()})
-        return Found(nothing, 0)
+        return Found(nothing, 0), None
     start = least_reachable(spine.quota, dense, max(keep, least_kept(spine.floor, dense)))
     if search == "reprune" or not spine.nests:
-        state = spine.generator.get_state()
-
-        def pruned(k: int) -> Masks:
-            spine.generator.set_state(state)
-            return last((masks for masks, _ in spine.rounds(dense, k, number)), dense)
-
-        for found in reprune(connectivity, pruned, dense.kept, keep, start):
-            yield found.masks
+        found, ranking = yield from _repruned(spine, connectivity, dense, keep, number, start)
     elif number == 1:
         _, ranking = next(spine.rounds(dense, start, 1))
         try:
@@ -219,17 +220,43 @@ def _searched(
             raise
     else:
         trail, before = Trail(dense, spine.quota), dense
+        ranking, before_last = None, dense
         for masks, ranking in spine.rounds(dense, start, number):
             yield masks
             trail.add(before, masks, ranking)
-            before = masks
+            before_last, before = before, masks
         found = walk_back(connectivity, trail, keep)
+        if not found.masks <= before_last:
+            ranking = None
     if found.masks.kept == start > keep and found.effective > keep:
         # The quota or the floor cannot go where the target is; it says so best itself.
         if spine.quota is not None:
             spine.quota(shapes_of(dense), keep)
         require_floor(spine.floor, dense, keep)
-    return found
+    return found, ranking
+
+
+def _repruned(
+    spine: Spine, connectivity: Connectivity, dense: Masks, keep: int, number: int, start: int
+) -> Generator[Masks, None, tuple[Found, Ranking | None]]:
+    """Yield the masks of every attempt; return the best, and the last ranking that led to it."""
+    state = spine.generator.get_state()
+    tried: tuple[Masks, Ranking | None] = (dense, None)
+
+    def pruned(k: int) -> Masks:
+        nonlocal tried
+        spine.generator.set_state(state)
+        tried = (dense, None)
+        for tried in spine.rounds(dense, k, number):  # noqa: B007 (the last one is wanted)
+            pass
+        return tried[0]
+
+    ranking = None
+    for found in reprune(connectivity, pruned, dense.kept, keep, start):
+        if found.effective >= keep and found.masks is tried[0]:
+            ranking = tried[1]
+        yield found.masks
+    return found, ranking
 
 
 def require_life(effective: int) -> None:

@@ -4,6 +4,7 @@ The processes are forked from one that has imported everything, so that each sta
 """
 
 import contextlib
+import hashlib
 import os
 import resource
 import signal
@@ -127,12 +128,28 @@ def limit_file_size(size: int) -> None:
     resource.setrlimit(resource.RLIMIT_FSIZE, (size, size))
 
 
-def scalars(folder: Path) -> Counter[tuple[str, int, float]]:
-    """Count (tag, step, value) in all of TensorBoard's files in a folder."""
-    found: Counter[tuple[str, int, float]] = Counter()
+def scalars(folder: Path) -> Counter[tuple[str, int, Any]]:
+    """Count (tag, step, value) in all of TensorBoard's files in a folder.
+
+    The value of a picture, a histogram or a table is a hash of it; that of seconds, and of the
+    graph, whose nodes are numbered anew by each process, is nothing.
+    """
+    found: Counter[tuple[str, int, Any]] = Counter()
     for path in sorted(folder.glob("events.out.tfevents*")):
         for event in EventFileLoader(str(path)).Load():
+            if event.HasField("graph_def"):
+                found["graph", event.step, None] += 1
             for value in event.summary.value:
-                number = float(tensor_util.make_ndarray(value.tensor))
-                found[value.tag, event.step, number] += 1
+                found[value.tag, event.step, _value(value)] += 1
     return found
+
+
+def _value(value: Any) -> float | str | None:
+    if value.tag == "seconds":
+        return None
+    array = tensor_util.make_ndarray(value.tensor)
+    if array.dtype.kind in "fiu" and array.ndim == 0:
+        return float(array)
+    # The content of a table lies in its metadata.
+    content = repr(array.tolist()).encode() + value.metadata.plugin_data.content
+    return hashlib.sha256(content).hexdigest()

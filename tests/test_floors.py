@@ -19,7 +19,10 @@ FLOORS = [
     {"criteria"},
     {"acts", "measure", "prune", "rewiring", "schedules", "search", "spine", "targets", "timing"},
     {"callbacks", "module", "data"},
-    {"__main__", "cli", "complaint", "curve", "inspect", "processes", "run", "report", "sweep"},
+    {
+        *("__main__", "cli", "complaint", "curve", "headline", "inspect", "processes", "report"),
+        *("run", "sweep"),
+    },
 ]
 FLOOR_OF = {room: floor for floor, rooms in enumerate(FLOORS) for room in rooms}
 LIGHTNING_FLOOR = 4

@@ -6,6 +6,7 @@ from lit_prune.callbacks.levels import Levels
 from lit_prune.callbacks.mask_manager import MaskManager
 from lit_prune.callbacks.progress import Progress
 from lit_prune.callbacks.seeded_epochs import SeededEpochs
+from lit_prune.callbacks.sparsity_monitor import SparsityMonitor
 
 __all__ = [
     "Checkpoints",
@@ -14,5 +15,6 @@ __all__ = [
     "MaskManager",
     "Progress",
     "SeededEpochs",
+    "SparsityMonitor",
     "WholeCheckpoints",
 ]

@@ -1,7 +1,6 @@
 """Levels: a row and a file of masks for every level of sparsity."""
 
 import time
-from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -10,8 +9,7 @@ from lightning.pytorch.strategies import SingleDeviceStrategy
 from lightning.pytorch.utilities.model_helpers import is_overridden
 
 from lit_prune.callbacks.hold import averaged
-from lit_prune.callbacks.mask_manager import MaskManager
-from lit_prune.errors import LitPruneError
+from lit_prune.callbacks.mask_manager import manager_of
 from lit_prune.files import as_csv, write_whole
 from lit_prune.measure import Measurement
 from lit_prune.probe import same_random_state
@@ -49,7 +47,7 @@ class LevelRow(NamedTuple):
 class Levels(Callback):
     """Writes ``levels.csv`` and ``masks/level_NN.safetensors`` as each level of sparsity ends.
 
-    A level ends with the last epoch before the schedule of the :class:`MaskManager` prunes again,
+    A level ends with the last epoch before the schedule of the mask manager prunes again,
     and with the training. Both files appear whole, before the epoch's checkpoint; a run that was
     killed between them and is continued writes them again, the same but for the seconds.
 
@@ -60,7 +58,7 @@ class Levels(Callback):
         rows: the levels that ended.
 
     Raises:
-        LitPruneError: the trainer has no :class:`MaskManager`.
+        LitPruneError: the trainer has no mask manager.
     """
 
     def __init__(self, folder: str | Path | None = None) -> None:
@@ -72,7 +70,7 @@ class Levels(Callback):
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Check that there is a mask manager."""
-        _manager(trainer)
+        manager_of(trainer, self)
 
     def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Forget the validation of another epoch."""
@@ -89,7 +87,7 @@ class Levels(Callback):
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Write a row where a level ends with this epoch."""
         epoch = trainer.current_epoch
-        if _manager(trainer).ends_level(epoch) or epoch + 1 == trainer.max_epochs:
+        if manager_of(trainer, self).ends_level(epoch) or epoch + 1 == trainer.max_epochs:
             self._end_level(trainer, pl_module, epoch + 1)
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -108,7 +106,7 @@ class Levels(Callback):
         self._seconds = state_dict["seconds"]
 
     def _end_level(self, trainer: Trainer, pl_module: LightningModule, epochs: int) -> None:
-        manager = _manager(trainer)
+        manager = manager_of(trainer, self)
         found = manager.measure()
         assert manager.masks is not None
         val = trainer.callback_metrics.get("val/accuracy") if self._is_validated else None
@@ -130,14 +128,6 @@ class Levels(Callback):
             masks.parent.mkdir(parents=True, exist_ok=True)
             manager.masks.save(masks)
             write_whole(self.folder / "levels.csv", as_csv(LevelRow._fields, self.rows))
-
-
-def _manager(trainer: Trainer) -> MaskManager:
-    callbacks: Iterable[Callback] = trainer.callbacks  # type: ignore[attr-defined]
-    found = [callback for callback in callbacks if isinstance(callback, MaskManager)]
-    if not found:
-        raise LitPruneError("Levels needs a MaskManager among the trainer's callbacks")
-    return found[0]
 
 
 def _collapsed(measurement: Measurement) -> int:

@@ -19,13 +19,13 @@ from lit_prune.masks import Masks
 from lit_prune.measure import Measurement
 from lit_prune.probe import Example, Loss
 from lit_prune.prunable import Patterns
-from lit_prune.prune import Search
+from lit_prune.prune import Observer, Search
 from lit_prune.schedules import Schedule
 from lit_prune.schedules.at_init import AtInit
 from lit_prune.targets import Target
 from lit_prune.timing import Course, Time
 
-__all__ = ["MaskManager"]
+__all__ = ["MaskManager", "manager_of"]
 
 _FLOPS = ("flops/effective", "effective_flops")
 
@@ -75,6 +75,7 @@ class MaskManager(Callback):
         measurement: what they leave, layer by layer: effective connections, dead units, FLOPs.
         scoring: how masks are found.
         standing: where the training stands: all that a checkpoint holds of it.
+        observe: is shown the ranking and the masks of every prune, if set before training starts.
 
     Raises:
         LitPruneError: neither masks nor both a criterion and a target are given; or the schedule
@@ -114,6 +115,7 @@ class MaskManager(Callback):
         self.reinitialise = reinitialise
         self.include, self.exclude = include, exclude
         self.generator = generator
+        self.observe: Observer | None = None
         self.scoring = Scoring(
             criterion,
             self.target,
@@ -139,6 +141,7 @@ class MaskManager(Callback):
         self._first_epoch: int | None = None
         self._first_step = 0
         self._proven_at: int | None = None
+        self._logged: dict[str, float] = {}
         self._sets_length = False
 
     @property
@@ -181,7 +184,7 @@ class MaskManager(Callback):
             standing = replace(standing, masks=dense)
         assert self._seed is not None
         self._training = UnderWay(
-            self.scoring, trainer, pl_module, standing, self._seed, self.generator
+            *(self.scoring, trainer, pl_module, standing, self._seed, self.generator, self.observe)
         )
         self._proven_at = trainer.global_step
         self._plan_course(trainer, self._training.masks.total, steps)
@@ -191,7 +194,7 @@ class MaskManager(Callback):
         self._do_what_is_due(trainer, trainer.current_epoch)
         assert self._training is not None
         self._training.measure()
-        self._log_sparsity(trainer, pl_module)
+        self._log_sparsity(trainer, pl_module, trainer.global_step)
 
     def on_train_batch_start(self, *args: Any) -> None:
         """Keep a rate that a schedule holds."""
@@ -215,10 +218,16 @@ class MaskManager(Callback):
         self._do_what_is_due(trainer, epoch=-1)
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Prove it again, before the epoch's checkpoint: a first step may have moved nothing."""
+        """Prove it again, before the epoch's checkpoint: a first step may have moved nothing.
+
+        Sparsity that changed in the epoch is logged; at its last step, since the next epoch starts
+        where this one ends.
+        """
         assert self._training is not None
         self._prove()
         self._training.measure()
+        if self._sparsity() != self._logged:
+            self._log_sparsity(trainer, pl_module, trainer.global_step - 1)
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Say so if the training was ended before its schedule."""
@@ -260,6 +269,12 @@ class MaskManager(Callback):
         self._training.measure()
         assert self.measurement is not None
         return self.measurement
+
+    def effective(self) -> Masks | None:
+        """Return the connections that are kept and lie on a path; None where that is not known."""
+        assert self._training is not None
+        self._training.measure()
+        return self._training.effective()
 
     def ends_level(self, epoch: int) -> bool:
         """Whether a new level of sparsity begins in the epoch after ``epoch``."""
@@ -347,7 +362,7 @@ class MaskManager(Callback):
         if done:
             self._proven_at = trainer.global_step
 
-    def _log_sparsity(self, trainer: Trainer, pl_module: LightningModule) -> None:
+    def _sparsity(self) -> dict[str, float]:
         assert self.masks is not None
         assert self.measurement is not None
         found = self.measurement.totals()
@@ -356,17 +371,34 @@ class MaskManager(Callback):
             "sparsity/effective": found["effective_sparsity"],
             _FLOPS[0]: found[_FLOPS[1]],
         }
-        known = {tag: float(value) for tag, value in values.items() if value is not None}
-        for tag, value in known.items():
+        return {tag: float(value) for tag, value in values.items() if value is not None}
+
+    def _log_sparsity(self, trainer: Trainer, pl_module: LightningModule, step: int) -> None:
+        self._logged = self._sparsity()
+        for tag, value in self._logged.items():
             pl_module.log(tag, value, logger=False, sync_dist=True)
         # Written at once: what an epoch averages is written after its checkpoint, where a kill
         # would lose it.
         for logger in trainer.loggers:
-            logger.log_metrics(known, step=trainer.global_step)
+            logger.log_metrics(self._logged, step=step)
 
     def _prove(self) -> None:
         assert self._training is not None
         self._training.require_zeros()
+
+
+def manager_of(trainer: Trainer, asker: Callback) -> MaskManager:
+    """Return the trainer's mask manager.
+
+    Raises:
+        LitPruneError: there is none; it says which callback asks.
+    """
+    callbacks: list[Callback] = trainer.callbacks  # type: ignore[attr-defined]
+    found = [callback for callback in callbacks if isinstance(callback, MaskManager)]
+    if not found:
+        name = type(asker).__name__
+        raise LitPruneError(f"{name} needs a MaskManager among the trainer's callbacks")
+    return found[0]
 
 
 def _require_purpose(

@@ -19,7 +19,7 @@ from lit_prune.errors import LitPruneError, LitPruneWarning, TargetMissed, first
 from lit_prune.masks import Masks
 from lit_prune.measure import Measurement, measure, unmeasured
 from lit_prune.probe import Example, Loss, Probe, undisturbed
-from lit_prune.prune import Search, prune_by_rounds, require_life
+from lit_prune.prune import Observer, Search, prune_by_rounds, require_life
 from lit_prune.quotas import Quota
 from lit_prune.ranks import ALONE, DistributedRanks, Ranks
 from lit_prune.spine import budgets, last, rounds_of
@@ -63,8 +63,11 @@ class Scoring:
         trainer: Trainer,
         pl_module: LightningModule,
         generator: torch.Generator,
+        observe: Observer | None = None,
     ) -> Masks:
         """Return the masks that keep ``keep`` connections, counted as the target counts them.
+
+        What scored them is shown to ``observe``.
 
         Raises:
             RanksDiffer: the processes that train together come to different ones.
@@ -74,7 +77,7 @@ class Scoring:
             # What is ineffective went with the last prune, and took more than was asked for.
             return masks
         if found is None:
-            found = self._searched(masks, keep, trainer, pl_module, generator)
+            found = self._searched(masks, keep, trainer, pl_module, generator, observe)
         ranks_of(trainer).require_same(found)
         return found
 
@@ -85,6 +88,7 @@ class Scoring:
         trainer: Trainer,
         pl_module: LightningModule,
         generator: torch.Generator,
+        observe: Observer | None,
     ) -> Masks:
         assert self.criterion is not None
         data = TrainingBatches(trainer, self.batches, generator.initial_seed())
@@ -109,6 +113,7 @@ class Scoring:
             self.allow_collapse,
             self.floor,
             ranks_of(trainer),
+            observe,
         )
         number = len(list(budgets(masks.kept, keep, rounds_of(self.criterion, self.rounds))))
         with warnings.catch_warnings():
@@ -123,8 +128,10 @@ class Scoring:
 
     def measured(
         self, masks: Masks, trainer: Trainer, pl_module: LightningModule, seed: int
-    ) -> tuple[Masks, Measurement]:
+    ) -> tuple[Masks, Measurement, Masks | None]:
         """Return the masks, without what is ineffective if so wished, and what they leave.
+
+        The last is what is effective of them; None where that is not known.
 
         A module that cannot be followed from an example is trained all the same.
 
@@ -141,12 +148,12 @@ class Scoring:
             text = f"effective sparsity is not measured: {first_line(error)}"
             warnings.warn_explicit(text, LitPruneWarning, "lit_prune", 0)
             if inputs is not None and isinstance(error, UnsupportedOp):
-                return masks, measure(pl_module, masks, None, inputs)
-            return masks, unmeasured(masks)
+                return masks, measure(pl_module, masks, None, inputs), None
+            return masks, unmeasured(masks), None
         if not self.allow_collapse:
             require_life(effective.kept)
         masks = effective if self.prune_ineffective else masks
-        return masks, measure(pl_module, masks, effective, inputs)
+        return masks, measure(pl_module, masks, effective, inputs), effective
 
     def require_stored(self, measurement: Measurement, total: int) -> None:
         """Check stored masks against an effective target, which is met from above.

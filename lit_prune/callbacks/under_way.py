@@ -15,6 +15,7 @@ from lit_prune.callbacks.scoring import Scoring, ranks_of
 from lit_prune.callbacks.snapshot import Snapshot
 from lit_prune.masks import Masks
 from lit_prune.measure import Measurement
+from lit_prune.prune import Observer
 from lit_prune.rewiring import rewired
 from lit_prune.weights import reinitialise
 
@@ -87,6 +88,7 @@ class UnderWay:
         standing: where the training stands, with masks.
         seed: of all randomness, equal on all ranks.
         generator: a source of randomness instead.
+        observe: is shown what scores every prune.
     """
 
     def __init__(
@@ -97,6 +99,7 @@ class UnderWay:
         standing: Standing,
         seed: int,
         generator: torch.Generator | None,
+        observe: Observer | None = None,
     ) -> None:
         assert standing.masks is not None
         self._standing = standing
@@ -104,6 +107,8 @@ class UnderWay:
         self._scoring = scoring
         self._trainer, self._module = trainer, pl_module
         self._seed, self._generator = seed, generator
+        self._observe = observe
+        self._effective: Masks | None = None
         self._ranks = ranks_of(trainer)
         self._ranks.require_same(standing.masks)
         self._hold = Hold(standing.masks, trainer, pl_module)
@@ -153,6 +158,7 @@ class UnderWay:
         masks = rewired(self.masks, weights, growth, share)
         self._ranks.require_same(masks)
         self._take_over(masks)
+        self._effective = None
         self._stand(measurement=None)
 
     def remember(self, weights: bool) -> None:
@@ -210,8 +216,19 @@ class UnderWay:
         if self._standing.measurement is None:
             as_it_is = replace(self._scoring, prune_ineffective=False)
             seed = self._first_seed()
-            _, found = as_it_is.measured(self.masks, self._trainer, self._module, seed)
-            self._stand(measurement=found)
+            found = as_it_is.measured(self.masks, self._trainer, self._module, seed)
+            _, measurement, self._effective = found
+            self._stand(measurement=measurement)
+
+    def effective(self) -> Masks | None:
+        """Return what is effective of the masks, which are measured; None where it is not known."""
+        found = self._standing.measurement
+        assert found is not None
+        if self._effective is None and found.totals()["effective_kept"] is not None:
+            # A resumed training knows its measurement only.
+            self._stand(measurement=None)
+            self.measure()
+        return self._effective
 
     def gradients_are_finite(self) -> bool:
         """Whether the gradients of all weights are finite: a scaled loss may overflow."""
@@ -252,13 +269,15 @@ class UnderWay:
     def _found(self, keep: int) -> Masks:
         """Return the masks of a prune down to ``keep``."""
         generator = self._source()
-        masks = self._scoring.pruned(self.masks, keep, self._trainer, self._module, generator)
+        masks = self._scoring.pruned(
+            self.masks, keep, self._trainer, self._module, generator, self._observe
+        )
         self._stand(changes=self._standing.changes + 1)
         return masks
 
     def _settle(self, masks: Masks) -> None:
         """Measure masks and take them over."""
-        masks, measurement = self._scoring.measured(
+        masks, measurement, self._effective = self._scoring.measured(
             masks, self._trainer, self._module, self._first_seed()
         )
         self._scoring.require_stored(measurement, masks.total)

@@ -22,7 +22,10 @@ from lit_prune.sweep.trials import Trial
 __all__ = ["Worker"]
 
 # What runs import late; here it is imported once. None of it starts threads or a CUDA context.
-_NEEDED_BY_RUNS = ("tensorboard", "torch.utils.tensorboard", "sklearn.datasets", "torch._dynamo")
+_NEEDED_BY_RUNS = (
+    *("tensorboard", "torch.utils.tensorboard", "tensorboard.plugins.hparams.plugin_data_pb2"),
+    *("sklearn.datasets", "torch._dynamo"),
+)
 
 _FORK = multiprocessing.get_context("fork")
 _LEAVING = {signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2}
