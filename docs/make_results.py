@@ -1,10 +1,10 @@
-"""Writes docs/results/mnist_lenet300100.csv from run folders, and its tables into docs/results.md.
+"""Writes docs/results/mnist_lenet300100.csv from run folders, its tables and its figure.
 
     make results DATA=DIR     # runs what has not been run, then this
     python docs/make_results.py
 
-Without run folders only the tables are written anew, from the file that is there. Cells of tables
-are means over seeds, with the sample standard deviation.
+The tables stand in docs/results.md. Without run folders they are written anew from the file that is
+there. Cells are means over seeds, with the sample standard deviation.
 """
 
 import csv
@@ -15,6 +15,9 @@ import statistics
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
+
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
 
 DOCS = Path(__file__).resolve().parent
 RUNS = Path("runs") / "sweeps"
@@ -50,6 +53,7 @@ def main() -> None:
         write_rows(list(gathered()))
     page = DOCS / "results.md"
     page.write_text(with_tables(page.read_text(), read_rows()))
+    figure(read_rows()).savefig(DOCS / "images" / "mnist_lenet300100.png", dpi=110)
 
 
 # From run folders to rows.
@@ -177,6 +181,63 @@ TABLES: dict[str, Callable[[Sequence[Row]], str]] = {
     "threshold": _threshold,
     "controls": _controls,
 }
+
+
+# From rows to the figure.
+
+_LOOKS = {
+    "random": ("tab:gray", "o"),
+    "magnitude": ("tab:green", "s"),
+    "SNIP": ("tab:blue", "^"),
+    "iterative SNIP": ("tab:cyan", "v"),
+    "GraSP": ("tab:purple", "D"),
+    "SynFlow": ("tab:red", "P"),
+}
+_LINES: dict[str, Any] = {
+    "": "-",
+    "uniform": ":",
+    "ERK": "--",
+    "IGQ": "-",
+    "LAMP": "-.",
+    "global": (0, (5, 1, 1, 1, 1, 1)),
+}
+
+
+def figure(rows: Sequence[Row]) -> Figure:
+    """Return accuracy by direct compression, and by effective compression at effective targets."""
+    drawn = Figure(figsize=(11, 4.4), layout="constrained")
+    left, right = drawn.subplots(1, 2, sharey=True)
+    for axes, kind in ((left, ""), (right, " effective")):
+        for method, name in METHODS.items():
+            _draw(axes, _of(rows, sweep="mnist_lenet300100", method=method), kind, name)
+        axes.set(xscale="log", xlabel=f"{kind.strip() or 'direct'} compression, as asked for")
+        axes.set_xticks([float(c[:-1]) for c in COMPRESSIONS], COMPRESSIONS)
+        axes.minorticks_off()
+        axes.grid(alpha=0.3)
+    left.set(ylabel="test accuracy (%), mean ± std of 3 seeds")
+    drawn.legend(*left.get_legend_handles_labels(), loc="outside right center", frameon=False)
+    return drawn
+
+
+def _draw(axes: Axes, rows: Sequence[Row], kind: str, name: str) -> None:
+    family, _, quota = name.partition(", ")
+    colour, marker = _LOOKS[family]
+    found = [
+        [100 * float(row["test_accuracy"]) for row in _of(rows, target=target + kind)]
+        for target in COMPRESSIONS
+    ]
+    there = [(float(c[:-1]), x) for c, x in zip(COMPRESSIONS, found, strict=True) if x]
+    axes.errorbar(
+        [place for place, _ in there],
+        [statistics.fmean(x) for _, x in there],
+        [statistics.stdev(x) if len(x) > 1 else 0 for _, x in there],
+        color=colour,
+        marker=marker,
+        linestyle=_LINES[quota],
+        markersize=5,
+        capsize=2,
+        label=name,
+    )
 
 
 def _of(rows: Iterable[Row], **wanted: str) -> list[Row]:

@@ -13,7 +13,8 @@ def headline(settings: Mapping[str, Any]) -> dict[str, str | int | float]:
     is a dash. Classes go by their short names, and a wrapped criterion stands in brackets.
 
     Examples:
-        >>> found = headline({"pruning": {"target": "100x", "criterion": {"class_path": "a.b.SNIP"}}})
+        >>> snip = {"class_path": "a.b.SNIP"}
+        >>> found = headline({"pruning": {"target": "100x", "criterion": snip}})
         >>> found["criterion"], found["target"], found["quota"]
         ('SNIP', '100x', '-')
     """

@@ -19,8 +19,8 @@ def titles(names: Iterable[str]) -> dict[str, str]:
     """Return a short title for each weight, without what goes without saying; all are different.
 
     Examples:
-        >>> titles(["backbone.fc1.weight", "backbone.rnn.weight_hh", "head.weight"])
-        {'backbone.fc1.weight': 'fc1', 'backbone.rnn.weight_hh': 'rnn.weight_hh', 'head.weight': 'head'}
+        >>> titles(["backbone.fc1.weight", "backbone.rnn.weight_hh"])
+        {'backbone.fc1.weight': 'fc1', 'backbone.rnn.weight_hh': 'rnn.weight_hh'}
     """
     names = list(names)
     short = [name.removeprefix("backbone.").removesuffix(".weight") for name in names]
