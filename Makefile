@@ -8,6 +8,9 @@ BIN := $(VENV)/bin
 PINS := $(if $(filter file default,$(origin VENV)),-c constraints.txt)
 INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check $(PINS) --editable
 
+# A process a core; what is in one file stays together, since it may share a run.
+PARALLEL := -n auto --dist loadfile
+
 .PHONY: help quickstart test test-all lint format bench docs results clean
 
 help: ## list the targets
@@ -17,10 +20,10 @@ quickstart: $(VENV)/.lit_prune ## install, then prune and train one network
 	$(BIN)/python train.py --config configs/quickstart.yaml
 
 test: $(VENV)/.lit_prune-test ## run all tests but the slow ones
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest $(PARALLEL)
 
 test-all: $(VENV)/.lit_prune-test ## run all tests
-	$(BIN)/python -m pytest -m ""
+	$(BIN)/python -m pytest $(PARALLEL) -m ""
 
 lint: $(VENV)/.lit_prune-test ## check style and types
 	$(BIN)/ruff check .

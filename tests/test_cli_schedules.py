@@ -55,7 +55,7 @@ def test_the_flags_of_the_issue_train_level_by_level(run):
     rows = levels(folder)
     assert ",".join(rows[0]) == (
         "level,epoch,kept,direct_sparsity,effective_sparsity,collapsed_layers,"
-        "val_accuracy,test_accuracy,seconds"
+        "effective_flops,val_accuracy,test_accuracy,seconds"
     )
     assert [int(row["level"]) for row in rows] == [0, 1, 2, 3]
     assert [int(row["epoch"]) for row in rows] == [2, 3, 4, 5]

@@ -28,6 +28,8 @@ class LevelRow(NamedTuple):
         effective_sparsity: the share that is masked or on no path; None where it is not known.
         collapsed_layers: how many layers have no effective connection left (none that is kept,
             where it is not known which are effective).
+        effective_flops: what effective connections take of one sample forward; None where it is not
+            known.
         val_accuracy: ``val/accuracy`` of the level's last epoch; None where there is none.
         test_accuracy: ``test/accuracy`` then; None where there are no test data.
         seconds: how long the level took, prune and test included.
@@ -39,6 +41,7 @@ class LevelRow(NamedTuple):
     direct_sparsity: float
     effective_sparsity: float | None
     collapsed_layers: int
+    effective_flops: float | None
     val_accuracy: float | None
     test_accuracy: float | None
     seconds: float
@@ -117,6 +120,7 @@ class Levels(Callback):
             direct_sparsity=manager.masks.sparsity,
             effective_sparsity=found.totals()["effective_sparsity"],
             collapsed_layers=_collapsed(found),
+            effective_flops=found.totals()["effective_flops"],
             val_accuracy=None if val is None else float(val),
             test_accuracy=_tested(trainer, pl_module),
             seconds=round(self._seconds + time.monotonic() - self._since, 3),

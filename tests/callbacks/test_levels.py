@@ -17,6 +17,7 @@ from torch.utils.data import DataLoader, IterableDataset, TensorDataset
 from lit_prune import LitClassifier, LitPruneError, MaskManager, Masks
 from lit_prune.callbacks import Levels, SeededEpochs
 from lit_prune.criteria import Magnitude, Random
+from lit_prune.measure import count_flops
 from lit_prune.schedules import Gradual, Iterative
 
 pytestmark = [
@@ -28,7 +29,7 @@ pytestmark = [
 
 HEADER = [
     *("level", "epoch", "kept", "direct_sparsity", "effective_sparsity", "collapsed_layers"),
-    *("val_accuracy", "test_accuracy", "seconds"),
+    *("effective_flops", "val_accuracy", "test_accuracy", "seconds"),
 ]
 # The epochs after which a level of each schedule of SCHEDULES ends, and what it keeps.
 ENDS = {
@@ -158,6 +159,9 @@ def test_rows_and_files_of_every_schedule(tmp_path, name):
         assert float(row["direct_sparsity"]) == masks.sparsity
         effective = connectivity(scheduled(), masks).effective(masks)
         assert float(row["effective_sparsity"]) == pytest.approx(1 - effective.kept / masks.total)
+        flops = count_flops(scheduled(), masks, (torch.zeros(1, 1, 4, 4),)).by_weight
+        shares = [f * effective[n].float().mean().item() for n, f in flops.items()]
+        assert float(row["effective_flops"]) == pytest.approx(sum(shares), abs=len(shares))
         empty = sum(not bool(mask.any()) for mask in effective.values())
         assert int(row["collapsed_layers"]) == empty
         assert float(row["val_accuracy"]) == ends.val[last]
