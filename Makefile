@@ -11,7 +11,7 @@ INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check $(PI
 # A process a core; what is in one file stays together, since it may share a run.
 PARALLEL := -n auto --dist loadfile
 
-.PHONY: help quickstart test test-all lint format bench docs results clean
+.PHONY: help quickstart test test-all lint format bench docs results curves clean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' Makefile | sed -E 's/^([a-z-]+):.*## /\1\t/' | expand -t 12
@@ -50,6 +50,18 @@ results: $(VENV)/.lit_prune-test ## run what docs/results.md shows and has not b
 	for sweep in mnist_dense mnist_lenet300100 mnist_threshold mnist_controls; do \
 		OMP_NUM_THREADS=1 $(BIN)/python -m lit_prune sweep configs/sweeps/$$sweep.yaml \
 			--data.root $(DATA) || exit 1; \
+	done
+	$(BIN)/python docs/make_results.py
+
+ON_CIFAR = --data ImageFolder --data.root $(DATA) --data.batch_size 32 --compressions 10 31.6 100 316 1000 --seeds 3
+curves: $(VENV)/.lit_prune-test ## draw the curves of docs/results.md; DATA=DIR holds CIFAR-10 as images
+	for net in resnet20 vgg16; do \
+		$(BIN)/python -m lit_prune curve --config configs/cifar10_$$net.yaml $(ON_CIFAR) \
+			--criteria Random Magnitude SNIP --quotas Uniform UniformPlus ERK ERKPlus IGQ \
+			--out curves/$${net}_quotas || exit 1; \
+		$(BIN)/python -m lit_prune curve --config configs/cifar10_$$net.yaml $(ON_CIFAR) \
+			--criteria LAMP Taylor Wanda GraSP SynFlow PHEW NPB NPBSynFlow --quotas \
+			--out curves/$${net}_criteria || exit 1; \
 	done
 	$(BIN)/python docs/make_results.py
 

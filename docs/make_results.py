@@ -22,6 +22,7 @@ from matplotlib.figure import Figure
 DOCS = Path(__file__).resolve().parent
 RUNS = Path("runs") / "sweeps"
 ROWS = DOCS / "results" / "mnist_lenet300100.csv"
+CURVES, NETWORKS = Path("curves"), ("resnet20", "vgg16")
 SWEEPS = ("mnist_dense", "mnist_lenet300100", "mnist_threshold", "mnist_controls")
 METHODS = {
     "random_uniform": "random, uniform",
@@ -50,7 +51,10 @@ Row = Mapping[str, str]
 def main() -> None:
     """Write the rows, if there are runs, and the tables."""
     if any((RUNS / sweep).exists() for sweep in SWEEPS):
-        write_rows(list(gathered()))
+        write_rows(ROWS, list(gathered()))
+    for network in NETWORKS:
+        if any(CURVES.glob(f"{network}_*/curve.csv")):
+            write_rows(_points(network), list(joined(network)))
     page = DOCS / "results.md"
     page.write_text(with_tables(page.read_text(), read_rows()))
     figure(read_rows()).savefig(DOCS / "images" / "mnist_lenet300100.png", dpi=110)
@@ -94,20 +98,30 @@ def _parts(word: str) -> list[str]:
     return word.split("=", 1) if word.startswith("--") else [word]
 
 
-def write_rows(rows: Sequence[Mapping[str, Any]]) -> None:
+def write_rows(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
     """Write the rows, a line each."""
-    with ROWS.open("w", newline="") as file:
+    with path.open("w", newline="") as file:
         writer = csv.DictWriter(file, list(rows[0]), lineterminator="\n")
         writer.writeheader()
         writer.writerows(rows)
 
 
-def read_rows() -> list[dict[str, str]]:
+def read_rows(path: Path = ROWS) -> list[dict[str, str]]:
     """Return the rows as they stand in the file."""
-    if not ROWS.exists():
+    if not path.exists():
         return []
-    with ROWS.open(newline="") as file:
+    with path.open(newline="") as file:
         return list(csv.DictReader(file))
+
+
+def joined(network: str) -> Iterator[dict[str, str]]:
+    """Yield the points of all curves of a network on CIFAR-10."""
+    for file in sorted(CURVES.glob(f"{network}_*/curve.csv")):
+        yield from read_rows(file)
+
+
+def _points(network: str) -> Path:
+    return DOCS / "results" / f"cifar10_{network}.csv"
 
 
 # From rows to tables.
@@ -175,11 +189,32 @@ def _controls(rows: Sequence[Row]) -> str:
     return _markdown(["method", *targets], lines)
 
 
+def _curves(network: str) -> str:
+    points = read_rows(_points(network))
+    pairs = dict.fromkeys((row["criterion"], row["quota"]) for row in points)
+    lines = [
+        [criterion, quota, *_along(_of(points, criterion=criterion, quota=quota))]
+        for criterion, quota in pairs
+    ]
+    return _markdown(["criterion", "quota", *COMPRESSIONS], lines)
+
+
+def _along(points: Sequence[Row]) -> Iterator[str]:
+    """Yield the effective compression at each direct one."""
+    for asked in COMPRESSIONS:
+        near = [
+            p for p in points if abs(float(p["direct_compression"]) / float(asked[:-1]) - 1) < 0.02
+        ]
+        yield _times(near) if near else "-"
+
+
 TABLES: dict[str, Callable[[Sequence[Row]], str]] = {
     "direct": _direct,
     "effective": _effective,
     "threshold": _threshold,
     "controls": _controls,
+    "ResNet-20": lambda _: _curves("resnet20"),
+    "VGG-16": lambda _: _curves("vgg16"),
 }
 
 

@@ -37,6 +37,7 @@ from lit_prune.callbacks import (
     SparsityMonitor,
     WholeCheckpoints,
 )
+from lit_prune.callbacks.checkpoints import EVENTS
 from lit_prune.complaint import complaint
 from lit_prune.data.images import ImagesInMemory
 from lit_prune.errors import LitPruneError, LitPruneWarning, TrainingStopped, first_line
@@ -451,8 +452,9 @@ def _table(summary: dict[str, Any], folder: RunFolder) -> str:
         "test accuracy": "none" if accuracy is None else f"{accuracy:.2%}",
         "seconds": f"{summary['seconds']:.1f}",
         "run folder": str(folder.path),
-        "look at it": f"tensorboard --logdir {shlex.quote(str(folder.path))}",
     }
+    if any(folder.path.glob(EVENTS)):
+        rows["look at it"] = f"tensorboard --logdir {shlex.quote(str(folder.path))}"
     return "\n".join(f"{name:>14}  {value}" for name, value in rows.items())
 
 

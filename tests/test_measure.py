@@ -533,7 +533,9 @@ class Wrapper(nn.Module):
 
 
 @pytest.mark.parametrize(
-    "wrapped", [Wrapper, torch.compile, lambda m: torch.compile(Wrapper(m))], ids=str
+    "wrapped",
+    [Wrapper, torch.compile, lambda m: torch.compile(Wrapper(m))],
+    ids=["wrapped", "compiled", "compiled wrapper"],
 )
 def test_a_wrapper_only_changes_the_names(wrapped):
     plain = conv_net()

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from lit_prune.masks import Masks
 
-__all__ = ["Histogram", "Scores", "histograms", "scores_of"]
+__all__ = ["Histogram", "Scores", "histograms", "scores_of", "thresholds"]
 
 _BINS = 64
 # Scores further below the highest are put with the lowest shown.
@@ -82,12 +82,20 @@ def histograms(
     known = _together(moments).tolist()
     spans = [_wide(*(span or (least, most))) for least, most, *_ in known]
     pairs = zip(given.values(), spans, strict=True)
-    counts = [torch.histc(x.clamp(low, high), _BINS, low, high) for x, (low, high) in pairs]
+    counts = [_counted(x, low, high) for x, (low, high) in pairs]
     found = _together(counts).tolist()
     return {
-        name: Histogram(*ends, tuple(map(int, count)), *moment)
+        name: Histogram(*ends, tuple(map(round, count)), *moment)
         for name, ends, count, moment in zip(given, spans, found, known, strict=True)
     }
+
+
+def thresholds(scores: Mapping[str, Tensor], masks: Masks) -> dict[str, float]:
+    """Return the least finite score that ``masks`` keep of each layer, where there is one."""
+    if not scores:
+        return {}
+    least = _together([_least_kept(x, masks[name]) for name, x in scores.items()]).tolist()
+    return {name: x for name, x in zip(scores, least, strict=True) if x < torch.inf}
 
 
 def scores_of(scores: Mapping[str, Tensor], masks: Masks) -> dict[str, Scores]:
@@ -118,12 +126,25 @@ def scores_of(scores: Mapping[str, Tensor], masks: Masks) -> dict[str, Scores]:
     }
 
 
+def _counted(values: Tensor, low: float, high: float) -> Tensor:
+    """Return how many values lie in each bin; those outside lie in the first and the last.
+
+    Counted in integers: ``torch.histc`` stops at 2^24, and is not deterministic on every device.
+    """
+    places = ((values - low) * (_BINS / (high - low))).long().clamp_(0, _BINS - 1)
+    return torch.bincount(places, minlength=_BINS)
+
+
 def _landmarks(ranked: Tensor, scores: Tensor, mask: Tensor) -> Tensor:
     """Return the least score, the highest, the least above zero, and the least that is kept."""
-    nothing = torch.full_like(scores, torch.inf)
     positive = torch.where(ranked > 0, ranked, torch.inf).min()
-    kept = torch.where(mask & scores.isfinite(), scores, nothing).min()
-    return torch.stack([ranked.min(), ranked.max(), positive, kept])
+    return torch.stack([ranked.min(), ranked.max(), positive, _least_kept(scores, mask)])
+
+
+def _least_kept(scores: Tensor, mask: Tensor) -> Tensor:
+    none = torch.full((1,), torch.inf, dtype=scores.dtype, device=scores.device)
+    is_kept = mask.to(scores.device) & scores.isfinite()
+    return torch.cat([torch.where(is_kept, scores.detach(), torch.inf).flatten(), none]).min()
 
 
 def _together(rows: list[Tensor]) -> Tensor:

@@ -15,7 +15,7 @@ from lightning.pytorch.loggers import Logger, TensorBoardLogger
 from torch.optim import Optimizer
 
 from lit_prune.callbacks import board
-from lit_prune.callbacks.histogram import histograms, scores_of
+from lit_prune.callbacks.histogram import Scores, histograms, scores_of, thresholds
 from lit_prune.callbacks.levels import Levels
 from lit_prune.callbacks.mask_manager import MaskManager, manager_of
 from lit_prune.callbacks.pictures import density_bars, mask_picture, score_picture
@@ -48,8 +48,8 @@ class SparsityMonitor(Callback):
     Args:
         settings: what the run is, as words and numbers, for the table of hyperparameters; all runs
             that are to be compared have the same keys. None leaves the table alone.
-        every_n_epochs: how many epochs lie at least between two pictures of masks that change, and
-            between two histograms of weights. The end of a training is always shown.
+        every_n_epochs: how many epochs lie at least between two pictures of masks that change, of
+            scores, and between two histograms of weights. The end of a training is always shown.
 
     Raises:
         LitPruneError: ``every_n_epochs`` is less than 1; or the trainer has no mask manager, or has
@@ -68,6 +68,8 @@ class SparsityMonitor(Callback):
         self._levels = 0
         self._drawn_at: int | None = None
         self._is_drawn = False
+        self._scores_at: int | None = None
+        self._is_end_shown = False
         self._seconds = 0.0
         self._since = time.monotonic()
         # What was seen last.
@@ -89,6 +91,7 @@ class SparsityMonitor(Callback):
             )
         if trainer.is_global_zero and trainer.loggers:
             manager.observe = lambda ranking, masks: self._show_scores(trainer, ranking, masks)
+        self._is_end_shown = False
 
     def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Look away."""
@@ -149,14 +152,20 @@ class SparsityMonitor(Callback):
             self._write_layers(trainer, manager, step)
         self._notice(manager)
         is_last = trainer.should_stop or _is_at_end(trainer)
+        self._is_end_shown = is_last
         if self._may_draw(epoch) or (is_last and not self._is_drawn):
             self._draw(trainer, manager, epoch, step)
         if is_last or (epoch + 1) % self.every_n_epochs == 0:
             self._write_weights(trainer, pl_module, manager, step)
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Write the level of a training that was stopped early."""
+        """Write the level and the end of a training that a callback behind this one stopped."""
         self._write_levels(trainer)
+        if trainer.should_stop and not self._is_end_shown:
+            manager, step = manager_of(trainer, self), trainer.global_step - 1
+            if not self._is_drawn:
+                self._draw(trainer, manager, trainer.current_epoch, step)
+            self._write_weights(trainer, pl_module, manager, step)
 
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Write how long the training took, in all sessions."""
@@ -170,6 +179,7 @@ class SparsityMonitor(Callback):
             "levels": self._levels,
             "drawn_at": self._drawn_at,
             "is_drawn": self._is_drawn,
+            "scores_at": self._scores_at,
             "seconds": self._seconds_so_far(),
         }
 
@@ -177,6 +187,7 @@ class SparsityMonitor(Callback):
         """Take over from a checkpoint, so that nothing is written twice."""
         self._begun, self._levels = list(state_dict["begun"]), state_dict["levels"]
         self._drawn_at, self._is_drawn = state_dict["drawn_at"], state_dict["is_drawn"]
+        self._scores_at = state_dict["scores_at"]
         self._seconds = state_dict["seconds"]
 
     # What is written.
@@ -221,12 +232,17 @@ class SparsityMonitor(Callback):
         return {**flow, "gradient_flow/all": math.hypot(*values)}
 
     def _show_scores(self, trainer: Trainer, ranking: Ranking, masks: Masks) -> None:
-        scores, step = scores_of(ranking.scores, masks), trainer.global_step
-        known = {n: s.threshold for n, s in scores.items() if s.threshold is not None}
+        step, epoch = trainer.global_step, trainer.current_epoch
+        known = thresholds(ranking.scores, masks)
         values = {f"score_threshold/{self._titles[name]}": x for name, x in known.items()}
         if known and ranking.quota is None:
             values = {"score_threshold/all": min(known.values())}
         _write(trainer, values, step)
+        if self._scores_at is None or epoch - self._scores_at >= self.every_n_epochs:
+            self._scores_at = epoch
+            self._draw_scores(trainer, scores_of(ranking.scores, masks), step)
+
+    def _draw_scores(self, trainer: Trainer, scores: Mapping[str, Scores], step: int) -> None:
         for logger in _tensorboards(trainer) if scores else []:
             writer = logger.experiment
             for name, found in scores.items():

@@ -148,13 +148,13 @@ def _large(number: float | None) -> str:
     """Write a number with its thousands as letters.
 
     Examples:
-        >>> _large(532_400), _large(999)
-        ('532.4k', '999')
+        >>> _large(532_400), _large(999_960), _large(900)
+        ('532.4k', '1.0M', '900')
     """
     if number is None:
         return _UNKNOWN
     for unit, letter in ((1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "k")):
-        if number >= unit:
+        if round(number / unit, 1) >= 1:
             return f"{number / unit:.1f}{letter}"
     return str(number)
 

@@ -123,7 +123,7 @@ def _levels(run: Path) -> dict[int, Path]:
 def _level(run: Path, levels: dict[int, Path], level: int) -> Path:
     if level not in levels:
         there = ", ".join(map(str, levels)) or "none"
-        raise LitPruneError(f"{run} has no masks of level {level}; there are {there}")
+        raise LitPruneError(f"{run} has no masks of level {level}; its levels: {there}")
     return levels[level]
 
 

@@ -206,6 +206,12 @@ def _config(file: Path) -> dict[str, Any]:
     content = yaml.load(file.read_text(), _Loader)
     if not isinstance(content, dict):
         raise ValueError("it is empty or holds no keys")
+    for key in ("model", "data", "pruning", "trainer"):
+        if not isinstance(content.get(key) or {}, dict):
+            raise ValueError(f"{key} is no mapping of settings")
+    epochs = (content.get("trainer") or {}).get("max_epochs")
+    if not isinstance(epochs, int | None):
+        raise ValueError(f"trainer.max_epochs is {epochs!r}, not a number")
     return content
 
 

@@ -3,6 +3,7 @@
 import json
 import re
 from collections.abc import Mapping
+from pathlib import PurePath
 from typing import Any
 
 __all__ = ["below", "flat", "part_name", "telling"]
@@ -12,8 +13,7 @@ Settings = Mapping[str, Any]
 # What says where things lie, how they are shown, or on what they run, and not what is found.
 _INCIDENTAL = (
     *("seed_everything", "pruning.target", "pruning.example", "pruning.allow_collapse"),
-    *("data.init_args.root", "data.init_args.download"),
-    *("data.init_args.num_workers", "data.init_args.pin_memory"),
+    *("data.init_args.download", "data.init_args.num_workers", "data.init_args.pin_memory"),
     *("trainer.accelerator", "trainer.logger", "trainer.plugins", "trainer.profiler"),
     *("trainer.default_root_dir", "trainer.model_registry", "trainer.log_every_n_steps"),
     *("trainer.enable_progress_bar", "trainer.enable_model_summary", "trainer.barebones"),
@@ -23,6 +23,9 @@ _INCIDENTAL = (
     *("trainer.limit_val_batches", "trainer.val_check_interval"),
     *("trainer.check_val_every_n_epoch", "trainer.use_distributed_sampler"),
 )
+# The content of these is known by their name; of other data it is the folder that tells.
+_FIXED_DATA = {"MNIST", "CIFAR10", "CIFAR100", "HAR", "Digits"}
+_ROOT = "data.init_args.root"
 # These say nothing when they are zero.
 _ZERO_IS_NONE = {"pruning.floor"}
 _SEED_IN_PATH = re.compile(r"(seed[a-z_]*[=_-]?)\d+", re.IGNORECASE)
@@ -49,19 +52,28 @@ def telling(settings: Settings) -> dict[str, Any]:
     """Return those flat settings that can change what is found, for all seeds and targets alike.
 
     None and False are left out, so that an option that is newer than a run makes no difference. A
-    seed's number in the path of a file becomes ``*``.
+    seed's number in the path of a file becomes ``*``, and of the folder of the data its name is
+    left, where another folder would be other data.
 
     Examples:
         >>> telling({"pruning.masks": "dense/seed=3/a.st", "seed_everything": 3})
         {'pruning.masks': 'dense/seed=*/a.st'}
     """
+    known = {**settings, _ROOT: _data_folder(settings)}
     return {
         key: _SEED_IN_PATH.sub(r"\1*", value) if isinstance(value, str) else value
-        for key, value in settings.items()
+        for key, value in known.items()
         if not (value is None or value is False)
         and not (key in _ZERO_IS_NONE and str(value).strip("0.%") == "")
         and not any(key == one or key.startswith(f"{one}.") for one in _INCIDENTAL)
     }
+
+
+def _data_folder(settings: Settings) -> str | None:
+    kind, root = str(settings.get("data.class_path", "")), settings.get(_ROOT)
+    if root is None or kind.rpartition(".")[2] in _FIXED_DATA:
+        return None
+    return PurePath(str(root)).name
 
 
 def below(settings: Settings, *prefixes: str) -> dict[str, Any]:

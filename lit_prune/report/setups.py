@@ -16,7 +16,7 @@ The paper recommends at least S3.2.
 """
 
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from typing import Any
 
 from lit_prune.errors import LitPruneError, did_you_mean
@@ -146,7 +146,7 @@ _NO_RECIPE = {f"trainer.{name}" for name in (*_SUBSETS, "max_epochs")}
 
 def facts_of(run: Run) -> Facts:
     """Return what a comparison with this run hangs on; its FLOPs are left to who takes means."""
-    settings, found = run.telling, phases(run.config)
+    settings, found = run.telling, _as_trained(phases(run.config), run.summary.get("epochs"))
     files = below(settings, *_FILES)
     return Facts(
         dataset=_fact(_dataset(settings)),
@@ -159,6 +159,16 @@ def facts_of(run: Run) -> Facts:
         pruning_rates=_fact(_pruning(settings, found)),
         total_epochs=_fact(files | {"epochs in all": found.total}),
     )
+
+
+def _as_trained(found: Phases, epochs: int | None) -> Phases:
+    """Return the phases of a run that was ended before, or after, the epochs of its config."""
+    if epochs is None or not isinstance(found.total, int) or found.total == epochs:
+        return found
+    left = found.finetuning
+    if isinstance(left, int):
+        left = max(0, left + epochs - found.total)
+    return replace(found, total=epochs, finetuning=left)
 
 
 def _fact(settings: Mapping[str, Any]) -> Fact:

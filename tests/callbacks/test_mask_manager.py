@@ -848,7 +848,7 @@ def the_first_layer(shapes, keep):
         {"target": 20, "quota": the_first_layer, "prune_ineffective": True},
         {"target": 1, "rounds": 5},
     ],
-    ids=str,
+    ids=lambda asked: " ".join(map(str, asked)) + f" {asked['target']}",
 )
 def test_nothing_effective_is_an_error_unless_allowed(asked):
     module = own()

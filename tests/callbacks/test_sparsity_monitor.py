@@ -21,6 +21,7 @@ from torch.utils.data import DataLoader
 from lit_prune import Connectivity, LitPruneError, MaskManager
 from lit_prune.callbacks import Checkpoints, Levels, SeededEpochs, SparsityMonitor
 from lit_prune.callbacks.board import METRICS
+from lit_prune.callbacks.histogram import histograms
 from lit_prune.callbacks.pictures import PRUNED, mask_picture
 from lit_prune.criteria import SNIP, GraSP, Magnitude, Random
 from lit_prune.quotas import ERK
@@ -327,3 +328,13 @@ def test_the_command_turns_it_off_and_the_same_run_goes_on(tmp_path):
     on, off = (set(scalars(tmp_path / name)) for name in ("on", "off"))
     assert off <= on
     assert any(tag == "density/fc1" for tag, _, _ in on)
+
+
+def test_bins_are_counted_exactly_and_like_numpy_does():
+    x = torch.randn(10_000, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    found = histograms({"x": x})["x"]
+    assert sum(found.counts) == len(x)
+    expected, _ = np.histogram(x.numpy(), bins=64, range=(found.low, found.high))
+    assert np.abs(np.array(found.counts) - expected).sum() <= 4, "but for what lies on an edge"
+    many = torch.zeros(2**24 + 5)
+    assert max(histograms({"many": many})["many"].counts) == 2**24 + 5

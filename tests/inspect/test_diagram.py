@@ -278,7 +278,7 @@ def test_what_is_too_large_is_not_drawn(monkeypatch):
     monkeypatch.setattr(diagrams, "LARGEST", 32)
     assert len(found(model, masks, 5)[1].wires) == 2
     monkeypatch.setattr(diagrams, "LARGEST", 31)
-    with pytest.raises(TooLarge, match="32 connections"):
+    with pytest.raises(TooLarge, match="32 lines"):
         found(model, masks, 5)
     monkeypatch.setattr(diagrams, "LARGEST", 32)
     monkeypatch.setattr(diagrams, "MOST_LAYERS", 1)

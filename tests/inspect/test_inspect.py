@@ -250,7 +250,7 @@ MISTAKES = {
     ),
     "a level that is not there": (
         ["run", "--level", "7"],
-        "no masks of level 7; there are 0, 1, 2",
+        "no masks of level 7; its levels: 0, 1, 2",
     ),
     "no number": (["run", "--level", "x"], "--level"),
     "a level of a file": (["run/masks.safetensors", "--level", "1"], "goes with a run folder"),

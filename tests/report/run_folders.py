@@ -54,8 +54,13 @@ def schedule(name, **given):
     return part(name, "schedules", **given)
 
 
-def write_run(folder, accuracy=0.9, kept=100, effective=80, seconds=10.0, levels=None, **changes):
-    """Write a run folder; of an accuracy None an unfinished one."""
+def write_run(
+    folder, accuracy=0.9, kept=100, effective=80, seconds=10.0, levels=None, epochs=None, **changes
+):
+    """Write a run folder; of an accuracy None an unfinished one.
+
+    It trained for ``epochs``, by default as many as its config or its levels say.
+    """
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     settings = config(**changes)
@@ -64,7 +69,7 @@ def write_run(folder, accuracy=0.9, kept=100, effective=80, seconds=10.0, levels
         return folder
     summary = {
         "test_accuracy": accuracy,
-        "epochs": 20,
+        "epochs": epochs or settings["trainer"]["max_epochs"] or (levels and levels[-1][0]),
         "seconds": seconds,
         "total": TOTAL,
         "kept": kept,
@@ -99,7 +104,7 @@ def write_run(folder, accuracy=0.9, kept=100, effective=80, seconds=10.0, levels
     write_csv(
         folder / "levels.csv",
         "level,epoch,kept,direct_sparsity,effective_sparsity,collapsed_layers",
-        [[n, *level, 0, 0, 0] for n, level in enumerate(levels or [(20, kept)])],
+        [[n, *level, 0, 0, 0] for n, level in enumerate(levels or [(epochs or 20, kept)])],
     )
     return folder
 

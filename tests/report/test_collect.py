@@ -5,6 +5,7 @@ import json
 from itertools import permutations
 
 import pytest
+import yaml
 from hypothesis import given
 from hypothesis import strategies as st
 from run_folders import TOTAL, write_run
@@ -194,3 +195,25 @@ def test_runs_are_a_frame_of_pandas(sweep):
 def test_a_missing_path_is_refused_from_python_as_well(tmp_path):
     with pytest.raises(LitPruneError, match="no runs at or below"):
         read_runs([tmp_path])
+
+
+@pytest.mark.parametrize(
+    "foreign",
+    [
+        {"trainer": 5},
+        {"pruning": "magnitude"},
+        {"data": ["x"]},
+        {
+            "defaults": ["a"],
+            "trainer": {"max_epochs": {"value": 3}},
+            "pruning": {"target": {"v": 3}},
+        },
+    ],
+)
+def test_the_config_of_another_tool_is_a_failed_run_and_stops_no_other(tmp_path, foreign):
+    write_run(tmp_path / "ours")
+    (tmp_path / "theirs").mkdir()
+    (tmp_path / "theirs" / "config.yaml").write_text(yaml.safe_dump(foreign))
+    runs = read_runs([tmp_path])
+    assert sorted(run.status for run in runs) == [Status.FAILED, Status.FINISHED]
+    assert len(frame(runs, tasks_of(runs))) == 2

@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from run_folders import config, part, schedule, write_run
 
-from lit_prune.report import Run, tasks_of
+from lit_prune.report import Run, read_runs, tasks_of
 from lit_prune.report.setups import SETUPS, Facts, difference, facts_of, satisfied, strictest
 
 # As the paper's table has it: what each setup adds to which.
@@ -183,3 +183,22 @@ def test_require_refuses_by_name_before_anything_is_written(tmp_path, report, ch
     assert "/b do not share the setup" in error
     assert len(error.splitlines()) == 1
     assert not out.exists()
+
+
+def test_a_run_that_was_ended_early_is_not_of_the_length_that_its_config_says(tmp_path):
+    whole, short = (read_runs([write_run(tmp_path / str(n), epochs=n)])[0] for n in (20, 2))
+    assert "S3.1" in satisfied(facts_of(whole), facts_of(whole))
+    shared = set(satisfied(facts_of(whole), facts_of(short)))
+    assert "S2" in shared
+    assert not shared & {"S3.1", "S3.2", "S4.1", "S4.2", "SX-A"}
+
+
+def test_folders_of_other_images_are_other_data_sets_and_places_of_mnist_are_not(tmp_path):
+    def facts(kind, root, name):
+        data = {"class_path": f"lit_prune.data.{kind}", "init_args": {"root": root}}
+        return facts_of(read_runs([write_run(tmp_path / name, data=data)])[0])
+
+    flowers, cars = (facts("ImageFolder", f"/data/{x}", x) for x in ("flowers", "cars"))
+    elsewhere = facts("ImageFolder", "other/flowers", "elsewhere")
+    assert flowers.dataset == elsewhere.dataset != cars.dataset
+    assert facts("MNIST", "/a", "a").dataset == facts("MNIST", "/b", "b").dataset
