@@ -6,7 +6,6 @@ The first figure of Vysogorets and Kempe 2021, "Connectivity matters", arXiv 210
 import argparse
 import io
 import math
-import os
 import shlex
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
@@ -16,7 +15,7 @@ from importlib.util import find_spec
 from itertools import cycle, product
 from pathlib import Path
 from statistics import fmean
-from typing import TYPE_CHECKING, Any, NamedTuple, NoReturn
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
@@ -35,13 +34,14 @@ from lit_prune.errors import (
     did_you_mean,
     first_line,
 )
-from lit_prune.files import as_csv, write_whole
+from lit_prune.files import as_csv, require_folder_place, write_all
 from lit_prune.masks import Masks
+from lit_prune.options import Options
 from lit_prune.probe import Probe
 from lit_prune.prune import prune_by_rounds
 from lit_prune.run import RunFolder
 from lit_prune.spine import last, rounds_of
-from lit_prune.targets import Target
+from lit_prune.targets import Target, times
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -146,20 +146,13 @@ def run(args: Sequence[str]) -> None:
     rows = rows if asked.compressions else _until_nothing_is_left(rows)
     title = _title(cli.settings(), asked.seeds)
     command = shlex.join(["python", "-m", "lit_prune", "curve", *args])
-    _write(
+    write_all(
         folder, {"curve.csv": as_csv(Row._fields, rows), "curve.png": draw(rows, title, command)}
     )
     print(f"{_table(rows, title)}\n\nin {folder}: curve.csv, curve.png")
 
 
 # What is asked for.
-
-
-class _Parser(argparse.ArgumentParser):
-    """Raises what is wrong instead of printing the usage."""
-
-    def error(self, message: str) -> NoReturn:
-        raise LitPruneError(message)
 
 
 def _asked(args: Sequence[str]) -> tuple[argparse.Namespace, list[str]]:
@@ -172,23 +165,13 @@ def _asked(args: Sequence[str]) -> tuple[argparse.Namespace, list[str]]:
     return asked, others
 
 
-def _parser() -> argparse.ArgumentParser:
-    parser = _Parser(
-        prog="python -m lit_prune curve",
-        description=_ABOUT,
-        epilog=_MORE,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
-    )
-
-    def add(option: str, **form: Any) -> None:
-        parser.add_argument(option, **form, help=_HELP[option])
-
-    add("--criteria", nargs="+", metavar="NAME", default=["Random", "SNIP", "SynFlow"])
-    add("--quotas", nargs="*", metavar="NAME", default=["Uniform", "ERK", "IGQ"])
-    add("--compressions", nargs="+", metavar="C")
-    add("--seeds", type=int, metavar="N", default=1)
-    add("--out", type=Path, metavar="DIR")
+def _parser() -> Options:
+    parser = Options(_ABOUT, _HELP, prog="python -m lit_prune curve", more=_MORE)
+    parser.add("--criteria", nargs="+", metavar="NAME", default=["Random", "SNIP", "SynFlow"])
+    parser.add("--quotas", nargs="*", metavar="NAME", default=["Uniform", "ERK", "IGQ"])
+    parser.add("--compressions", nargs="+", metavar="C")
+    parser.add("--seeds", type=int, metavar="N", default=1)
+    parser.add("--out", type=Path, metavar="DIR")
     return parser
 
 
@@ -231,11 +214,7 @@ def _folder(out: Path | None, config: Any) -> Path:
         raise LitPruneError("a curve is no run: it takes --out, not --run_dir or --overwrite")
     stems = [Path(str(path)).stem for path in config.get("config") or []]
     folder = out or Path("curves") / ("-".join(stems) or "curve")
-    there = next(place for place in (folder, *folder.absolute().parents) if place.exists())
-    if not there.is_dir():
-        raise LitPruneError(f"--out {folder}: {there} is a file, not a folder")
-    if not os.access(there, os.W_OK):
-        raise LitPruneError(f"--out {folder}: cannot write to {there}")
+    require_folder_place("--out", folder)
     return folder
 
 
@@ -486,10 +465,10 @@ def _table(rows: Sequence[Row], title: str) -> str:
     """Return the effective compressions at the powers of ten, a line for each curve."""
     directs = sorted({row.direct_compression for row in rows})
     shown = directs if len(directs) < 7 else _near_powers_of_ten(directs)
-    lines = [["criterion", "quota", *map(_times, shown), "nothing left at"]]
+    lines = [["criterion", "quota", *map(times, shown), "nothing left at"]]
     for names, pair in _by_pair(rows).items():
         curve = _curve(pair)
-        values = {point.direct: _times(point.effective) for point in curve}
+        values = {point.direct: times(point.effective) for point in curve}
         cells = [values.get(direct, "-") for direct in shown]
         lines.append([*names, *cells, _how_it_ends(curve, directs[-1])])
     widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
@@ -511,7 +490,7 @@ def _near_powers_of_ten(numbers: Sequence[float]) -> list[float]:
 def _how_it_ends(curve: Sequence[Point], last: float) -> str:
     end = _end(curve)
     if end is not None:
-        return _times(end)
+        return times(end)
     return "quota ends" if curve[-1].direct < last else "-"
 
 
@@ -519,27 +498,6 @@ def _aligned(cells: Sequence[str], widths: Sequence[int]) -> str:
     names = [cell.ljust(width) for cell, width in zip(cells[:2], widths[:2], strict=True)]
     numbers = [cell.rjust(width) for cell, width in zip(cells[2:], widths[2:], strict=True)]
     return "  ".join([*names, *numbers])
-
-
-def _times(number: float) -> str:
-    """Write a compression with three digits or to the whole number.
-
-    Examples:
-        >>> _times(1.78), _times(9859.3), _times(math.inf)
-        ('1.78x', '9,859x', 'inf')
-    """
-    if math.isinf(number):
-        return "inf"
-    return f"{number:.3g}x" if number < 100 else f"{number:,.0f}x"
-
-
-def _write(folder: Path, contents: Mapping[str, bytes | str]) -> None:
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        for name, content in contents.items():
-            write_whole(folder / name, content)
-    except OSError as error:
-        raise LitPruneError(f"cannot write to {folder}: {error.strerror}") from error
 
 
 # The colours of Okabe and Ito, which colour-blind people can tell apart.
@@ -590,7 +548,7 @@ def _set_axes(axes: "Axes", rows: Sequence[Row]) -> None:
     axes.set_xlim(min(direct) / 1.1, max(direct) * 1.3)
     axes.set_ylim(min(direct) / 1.1, max([*finite, *direct]) * 3)
     for axis in (axes.xaxis, axes.yaxis):
-        axis.set_major_formatter(FuncFormatter(lambda number, _: _times(number)))
+        axis.set_major_formatter(FuncFormatter(lambda number, _: times(number)))
         axis.set_minor_formatter(NullFormatter())
     axes.set_xlabel("direct compression (all / kept connections)")
     axes.set_ylabel("effective compression (all / effective connections)")

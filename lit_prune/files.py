@@ -9,16 +9,19 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from lit_prune.errors import UnwritableFile
+from lit_prune.errors import LitPruneError, UnwritableFile
 
 __all__ = [
     "as_csv",
     "cut_back",
     "os_error",
     "remove_asides",
+    "require_file_place",
+    "require_folder_place",
     "sizes",
     "sync",
     "whole",
+    "write_all",
     "write_whole",
 ]
 
@@ -61,6 +64,47 @@ def write_whole(path: str | os.PathLike[str], content: bytes | str) -> None:
     """Write ``content`` to ``path``; a kill at any moment leaves the old file or the new one."""
     with whole(path) as file:
         file.write(content.encode() if isinstance(content, str) else content)
+
+
+def write_all(folder: Path, contents: Mapping[str, bytes | str]) -> None:
+    """Write several files, by their names, into a folder, which is made if it is not there.
+
+    Raises:
+        UnwritableFile: the disk is full, the folder cannot be written, or the like.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UnwritableFile.of(folder, error) from error
+    for name, content in contents.items():
+        write_whole(folder / name, content)
+
+
+def require_folder_place(option: str, folder: Path) -> None:
+    """Require that ``folder`` can be made or written, before anything is computed for it.
+
+    Raises:
+        LitPruneError: there is a file in its place, or its nearest folder cannot be written.
+    """
+    there = next(place for place in (folder, *folder.absolute().parents) if place.exists())
+    if not there.is_dir():
+        raise LitPruneError(f"{option} {folder}: {there} is a file, not a folder")
+    if not os.access(there, os.W_OK):
+        raise LitPruneError(f"{option} {folder}: cannot write to {there}")
+
+
+def require_file_place(option: str, file: Path) -> None:
+    """Require that ``file`` can be written, before anything is computed for it.
+
+    Raises:
+        LitPruneError: it is a folder, its folder is not there, or cannot be written.
+    """
+    if file.is_dir():
+        raise LitPruneError(f"{option} {file} is a folder, not a file")
+    if not file.parent.is_dir():
+        raise LitPruneError(f"{option} {file}: there is no folder {file.parent}")
+    if not os.access(file.parent, os.W_OK):
+        raise LitPruneError(f"{option} {file}: cannot write to {file.parent}")
 
 
 def as_csv(header: Sequence[str], rows: Iterable[Sequence[Any]]) -> str:

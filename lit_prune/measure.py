@@ -79,6 +79,13 @@ class Measurement:
     layers: tuple[LayerMeasure, ...]
     other_flops: int | None
 
+    def collapsed(self) -> list[str]:
+        """Name the layers with no effective connection left, or none kept where that is unknown."""
+        left = {
+            row.name: row.kept if row.effective is None else row.effective for row in self.layers
+        }
+        return [name for name, number in left.items() if not number]
+
     def totals(self) -> dict[str, float | None]:
         """Return the sums over all layers, as they stand in a summary.
 

@@ -10,7 +10,7 @@ from typing import Any, Literal, get_args
 
 from lit_prune.errors import LitPruneError
 
-__all__ = ["Measure", "Target", "TargetLike"]
+__all__ = ["Measure", "Target", "TargetLike", "times"]
 
 Measure = Literal["direct", "effective"]
 Number = float | Fraction
@@ -164,6 +164,18 @@ def _require_in_range(name: str, value: Any) -> None:
         raise LitPruneError(f"a compression of {number}x is out of range: at least 1x")
     if name in ("sparsity", "density") and not 0 <= number <= 1:
         raise LitPruneError(f"{name}={number} is out of range: 0 to 1")
+
+
+def times(compression: float) -> str:
+    """Write a compression with three digits, or to the whole number.
+
+    Examples:
+        >>> times(1.784), times(9859.3), times(float("inf"))
+        ('1.78x', '9,859x', 'inf')
+    """
+    if math.isinf(compression):
+        return "inf"
+    return f"{compression:.3g}x" if compression < 100 else f"{compression:,.0f}x"
 
 
 def _as_written(number: Number) -> Fraction:

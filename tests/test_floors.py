@@ -20,7 +20,17 @@ FLOORS = [
     {"acts", "measure", "prune", "rewiring", "schedules", "search", "spine", "targets", "timing"},
     {"callbacks", "module", "data"},
     {
-        *("__main__", "cli", "complaint", "curve", "headline", "inspect", "processes", "report"),
+        *(
+            "__main__",
+            "cli",
+            "complaint",
+            "curve",
+            "headline",
+            "inspect",
+            "options",
+            "processes",
+            "report",
+        ),
         *("run", "sweep"),
     },
 ]

@@ -11,7 +11,6 @@ from lightning.pytorch.utilities.model_helpers import is_overridden
 from lit_prune.callbacks.hold import averaged
 from lit_prune.callbacks.mask_manager import manager_of
 from lit_prune.files import as_csv, write_whole
-from lit_prune.measure import Measurement
 from lit_prune.probe import same_random_state
 
 __all__ = ["LevelRow", "Levels"]
@@ -119,7 +118,7 @@ class Levels(Callback):
             kept=manager.masks.kept,
             direct_sparsity=manager.masks.sparsity,
             effective_sparsity=found.totals()["effective_sparsity"],
-            collapsed_layers=_collapsed(found),
+            collapsed_layers=len(found.collapsed()),
             effective_flops=found.totals()["effective_flops"],
             val_accuracy=None if val is None else float(val),
             test_accuracy=_tested(trainer, pl_module),
@@ -132,11 +131,6 @@ class Levels(Callback):
             masks.parent.mkdir(parents=True, exist_ok=True)
             manager.masks.save(masks)
             write_whole(self.folder / "levels.csv", as_csv(LevelRow._fields, self.rows))
-
-
-def _collapsed(measurement: Measurement) -> int:
-    left = [row.kept if row.effective is None else row.effective for row in measurement.layers]
-    return left.count(0)
 
 
 class _InPlace(SingleDeviceStrategy):

@@ -1,21 +1,20 @@
 """The command: from a run or a file of masks to a table and a picture."""
 
-import argparse
 import shlex
 from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any, NoReturn
 
 from lit_prune.cli import quiet
 from lit_prune.errors import LitPruneError, did_you_mean
-from lit_prune.files import write_whole
+from lit_prune.files import require_file_place, write_whole
 from lit_prune.inspect.diagram import TooLarge, diagram_of
 from lit_prune.inspect.findings import Findings, findings_of
 from lit_prune.inspect.layer_table import report
 from lit_prune.inspect.picture import FORMS, as_bytes, drawn
 from lit_prune.inspect.subject import Place, Subject, place_of, subject_of
+from lit_prune.options import Options
 from lit_prune.run import layers_csv
 
 __all__ = ["run"]
@@ -74,13 +73,6 @@ class _Asked:
     out: Path | None
 
 
-class _Parser(argparse.ArgumentParser):
-    """Raises what is wrong instead of printing the usage."""
-
-    def error(self, message: str) -> NoReturn:
-        raise LitPruneError(message)
-
-
 def _asked(args: Sequence[str]) -> tuple[_Asked, list[str]]:
     """Return our own options and those of ``train.py``."""
     parser = _parser()
@@ -93,24 +85,18 @@ def _asked(args: Sequence[str]) -> tuple[_Asked, list[str]]:
             raise LitPruneError(f"unknown option {option!r}{near}")
     if asked.out is not None and asked.out.suffix[1:] not in FORMS:
         raise LitPruneError(f"--out {asked.out} has none of the suffixes .{', .'.join(FORMS)}")
+    for option, file in (("--csv", asked.csv), ("--out", asked.out)):
+        if file is not None:
+            require_file_place(option, file)
     return _Asked(path, asked.level, _shape(asked.example), asked.csv, asked.out), others
 
 
-def _parser() -> argparse.ArgumentParser:
-    parser = _Parser(
-        usage=_USAGE,
-        description=_ABOUT,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
-    )
-
-    def add(option: str, **form: Any) -> None:
-        parser.add_argument(option, **form, help=_HELP[option])
-
-    add("--level", type=int, metavar="N")
-    add("--example", metavar="SHAPE")
-    add("--csv", type=Path, metavar="FILE")
-    add("--out", type=Path, metavar="FILE")
+def _parser() -> Options:
+    parser = Options(_ABOUT, _HELP, usage=_USAGE)
+    parser.add("--level", type=int, metavar="N")
+    parser.add("--example", metavar="SHAPE")
+    parser.add("--csv", type=Path, metavar="FILE")
+    parser.add("--out", type=Path, metavar="FILE")
     return parser
 
 

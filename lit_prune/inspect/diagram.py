@@ -109,7 +109,7 @@ def diagram_of(
     layers = list(_layers(model, masks, effective))
     lines = sum(len(layer.pairs) for layer in layers)
     if lines > LARGEST:
-        raise TooLarge(f"it has {lines:,} lines, at most {LARGEST:,} can be drawn")
+        raise TooLarge(f"it would have {lines:,} lines, at most {LARGEST:,} can be drawn")
     if len(layers) > MOST_LAYERS:
         raise TooLarge(f"there are {len(layers)} layers, at most {MOST_LAYERS} can be drawn")
     probe = _Probe(model, masks, inputs)

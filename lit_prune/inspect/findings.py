@@ -50,15 +50,6 @@ class Findings:
     traced: Traced | None
     notes: tuple[str, ...]
 
-    @property
-    def collapsed(self) -> list[str]:
-        """The layers of which nothing effective is left, or nothing kept where that is unknown."""
-        left = {
-            row.name: row.kept if row.effective is None else row.effective
-            for row in self.measurement.layers
-        }
-        return [name for name, number in left.items() if not number]
-
 
 def findings_of(subject: Subject) -> Findings:
     """Find out what can be known.

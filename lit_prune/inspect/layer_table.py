@@ -5,8 +5,9 @@ from collections.abc import Mapping, Sequence
 
 from lit_prune.inspect.findings import Findings, Traced
 from lit_prune.measure import LayerMeasure, Measurement
+from lit_prune.targets import times
 
-__all__ = ["counted", "plain_names", "report", "times"]
+__all__ = ["counted", "plain_names", "report"]
 
 # Up to here a logarithm in float64 gives a whole number for certain.
 _LARGEST_COUNT = 10**9
@@ -42,18 +43,6 @@ def plain_names(names: Sequence[str]) -> list[str]:
     inside = all(name.startswith("backbone.") for name in names)
     cut = [name.removeprefix("backbone.") if inside else name for name in names]
     return [name.removesuffix(".weight") or name for name in cut]
-
-
-def times(number: float) -> str:
-    """Write a compression.
-
-    Examples:
-        >>> times(1.784), times(9859.3), times(float("inf"))
-        ('1.78x', '9,859x', 'inf')
-    """
-    if math.isinf(number):
-        return "inf"
-    return f"{number:.3g}x" if number < 100 else f"{number:,.0f}x"
 
 
 def counted(log_number: float) -> str:
@@ -174,7 +163,7 @@ def _summary(findings: Findings) -> dict[str, str]:
         "direct sparsity": direct,
         "effective sparsity": effective,
         **_ways(findings.traced),
-        "collapsed layers": _some(plain_names(findings.collapsed)) or "none",
+        "collapsed layers": _some(plain_names(findings.measurement.collapsed())) or "none",
     }
 
 

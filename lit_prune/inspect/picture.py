@@ -8,8 +8,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lit_prune.inspect.diagram import Column, Diagram, Wires, heights
-from lit_prune.inspect.layer_table import plain_names, times
+from lit_prune.inspect.layer_table import plain_names
 from lit_prune.measure import Measurement
+from lit_prune.targets import times
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

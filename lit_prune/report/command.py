@@ -1,17 +1,16 @@
 """The command: from run folders to tables and a page."""
 
-import argparse
-import os
 import shlex
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from importlib.util import find_spec
 from itertools import combinations
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
 from lit_prune.errors import LitPruneError
-from lit_prune.files import write_whole
+from lit_prune.files import require_folder_place, write_all
+from lit_prune.options import Options
 from lit_prune.report.collect import read_runs
 from lit_prune.report.groups import Cell, Task, tasks_of
 from lit_prune.report.page import SIGN, page
@@ -40,13 +39,6 @@ _HELP = {
 _SIGNS = {"runs.csv": RUNS_SIGN, "table.md": MD_SIGN, "table.tex": TEX_SIGN, "index.html": SIGN}
 
 
-class _Parser(argparse.ArgumentParser):
-    """Raises what is wrong instead of printing the usage."""
-
-    def error(self, message: str) -> NoReturn:
-        raise LitPruneError(message)
-
-
 def run(args: Sequence[str]) -> None:
     """Run ``python -m lit_prune report`` with ``args``.
 
@@ -71,34 +63,21 @@ def run(args: Sequence[str]) -> None:
         "table.tex": latex(tasks),
         "index.html": page(runs, tasks, command),
     }
-    _write(asked.out, contents)
+    write_all(asked.out, contents)
     print(f"{_counts(runs)}\nin {asked.out}: {', '.join(contents)}")
 
 
-def _parser() -> argparse.ArgumentParser:
-    parser = _Parser(
-        prog="python -m lit_prune report",
-        description=_ABOUT,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
-    )
+def _parser() -> Options:
+    parser = Options(_ABOUT, _HELP, prog="python -m lit_prune report")
     parser.add_argument("runs", nargs="+", metavar="RUNS", help="folders")
-
-    def add(option: str, **form: Any) -> None:
-        parser.add_argument(option, **form, help=_HELP[option])
-
-    add("--out", type=Path, metavar="DIR", required=True)
-    add("--require", metavar="SETUP")
-    add("--reference", metavar="METHOD")
+    parser.add("--out", type=Path, metavar="DIR", required=True)
+    parser.add("--require", metavar="SETUP")
+    parser.add("--reference", metavar="METHOD")
     return parser
 
 
 def _require_place(out: Path) -> None:
-    there = next(place for place in (out, *out.absolute().parents) if place.exists())
-    if not there.is_dir():
-        raise LitPruneError(f"--out {out}: {there} is a file, not a folder")
-    if not os.access(there, os.W_OK):
-        raise LitPruneError(f"--out {out}: cannot write to {there}")
+    require_folder_place("--out", out)
     for name, sign in _SIGNS.items():
         if (out / name).exists() and not _begins(out / name, sign):
             raise LitPruneError(f"--out {out}: {name} there is not of a report; name another")
@@ -138,15 +117,6 @@ def _refusal(one: Cell, other: Cell, setup: str) -> str:
 
 def _said(value: Any) -> str:
     return "not set" if value is None else repr(value)
-
-
-def _write(folder: Path, contents: Mapping[str, str]) -> None:
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        for name, content in contents.items():
-            write_whole(folder / name, content)
-    except OSError as error:
-        raise LitPruneError(f"cannot write to {folder}: {error.strerror or error}") from error
 
 
 def _counts(runs: Sequence[Run]) -> str:

@@ -2,6 +2,7 @@
 
 import math
 
+from lit_prune import targets
 from lit_prune.report.groups import Spread
 
 __all__ = ["UNKNOWN", "count", "duration", "percent", "scientific", "times"]
@@ -44,7 +45,7 @@ def times(number: float | None) -> str:
         return UNKNOWN
     if math.isinf(number):
         return "∞"
-    return f"{number:.3g}x" if number < 100 else f"{number:,.0f}x"
+    return targets.times(number)
 
 
 def scientific(number: float | None) -> str:

@@ -10,13 +10,14 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
 import yaml
 from tqdm import tqdm
 
 from lit_prune.cli import parsed, quiet
 from lit_prune.errors import LitPruneError, did_you_mean
+from lit_prune.options import Options
 from lit_prune.sweep.board import Board, Look
 from lit_prune.sweep.crew import CLUSTERS, Crew, cores, executor_of, gpus, threads_of
 from lit_prune.sweep.description import Description
@@ -80,13 +81,6 @@ def run(args: Sequence[str]) -> int:
 # What is asked for.
 
 
-class _Parser(argparse.ArgumentParser):
-    """Raises what is wrong instead of printing the usage."""
-
-    def error(self, message: str) -> NoReturn:
-        raise LitPruneError(message)
-
-
 def _asked(args: Sequence[str]) -> tuple[argparse.Namespace, list[str]]:
     """Return our own options and those of others, which keep their order."""
     parser = _parser()
@@ -105,23 +99,13 @@ def _asked(args: Sequence[str]) -> tuple[argparse.Namespace, list[str]]:
     return asked, others
 
 
-def _parser() -> argparse.ArgumentParser:
-    parser = _Parser(
-        usage=_USAGE,
-        description=_ABOUT,
-        epilog=_MORE,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
-    )
-
-    def add(option: str, **form: Any) -> None:
-        parser.add_argument(option, **form, help=_HELP[option])
-
-    add("--jobs", type=int, metavar="N")
-    add("--dir", type=Path, metavar="DIR")
-    add("--cluster", default="local", metavar="WHERE")
-    add("--dry-run", action="store_true")
-    add("--slurm.KEY", metavar="VALUE")
+def _parser() -> Options:
+    parser = Options(_ABOUT, _HELP, usage=_USAGE, more=_MORE)
+    parser.add("--jobs", type=int, metavar="N")
+    parser.add("--dir", type=Path, metavar="DIR")
+    parser.add("--cluster", default="local", metavar="WHERE")
+    parser.add("--dry-run", action="store_true")
+    parser.add("--slurm.KEY", metavar="VALUE")
     return parser
 
 

@@ -79,7 +79,9 @@ def test_a_chain_is_found_as_by_brute_force(sizes, density, seed):
     entering = {name: int(m.any(0).sum()) for name, m in zip(masks, effective, strict=True)}
     assert findings.traced.nodes == {**entering, "output": int(effective[-1].any(1).sum())}
     assert sum(findings.traced.all_nodes.values()) == sum(sizes)
-    assert findings.collapsed == [n for n, m in zip(masks, effective, strict=True) if not m.any()]
+    assert findings.measurement.collapsed() == [
+        n for n, m in zip(masks, effective, strict=True) if not m.any()
+    ]
     assert diagram.gaps == []
     assert [column.size for column in diagram.columns] == sizes
     lines = [ends_of(diagram, number) for number in range(len(effective))]

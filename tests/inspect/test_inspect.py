@@ -177,7 +177,7 @@ def test_masks_of_a_backbone_alone_are_known_too(inspect):
     assert code == 0
     assert value(out, "paths") == f"{784 * 300 * 100 * 10:,}"
     assert value(out, "nodes").startswith("1,194 of 1,194")
-    assert "no picture: 266,200 connections are kept, at most 20,000 can be drawn" in out
+    assert "no picture: it would have 266,200 lines, at most 20,000 can be drawn" in out
 
 
 def test_weights_that_masks_do_not_name_are_mentioned(inspect):
@@ -260,7 +260,8 @@ MISTAKES = {
     "another shape": (["run", "--example", "3,5"], "does not take"),
     "a slip": (["run", "--exmple", "1,28,28"], "did you mean '--example'"),
     "an option of nobody": (["run", "--data.rot", "x"], "unknown argument 'rot'"),
-    "no folder": (["run", "--out", "nowhere/a.png"], "cannot write nowhere/a.png"),
+    "no folder": (["run", "--out", "nowhere/a.png"], "there is no folder nowhere"),
+    "a folder": (["run", "--csv", "empty"], "--csv empty is a folder, not a file"),
 }
 
 
