@@ -7,6 +7,7 @@ import time
 import warnings
 from collections.abc import Mapping
 from contextlib import redirect_stdout
+from functools import partial
 from typing import Any
 
 import torch
@@ -24,6 +25,7 @@ from lit_prune.masks import Masks
 from lit_prune.measure import Measurement
 from lit_prune.names import titles
 from lit_prune.probe import Probe, looked_at
+from lit_prune.prune import Observer
 from lit_prune.ranking import Ranking
 
 __all__ = ["SparsityMonitor"]
@@ -77,6 +79,9 @@ class SparsityMonitor(Callback):
         self._measurement: Measurement | None = None
         self._wants_graph = False
         self._titles: dict[str, str] = {}
+        # Who looks over the manager's shoulder: this, and whoever did before.
+        self._observer: Observer | None = None
+        self._other_observer: Observer | None = None
 
     # The hooks, in the order in which Lightning calls them.
 
@@ -89,13 +94,16 @@ class SparsityMonitor(Callback):
                 "SparsityMonitor looks at what MaskManager did: it stands behind it in the "
                 "trainer's callbacks"
             )
+        if manager.observe is not self._observer:
+            self._other_observer = manager.observe
         if trainer.is_global_zero and trainer.loggers:
-            manager.observe = lambda ranking, masks: self._show_scores(trainer, ranking, masks)
+            self._observer = partial(self._show_scores, trainer)
+            manager.observe = self._observer
         self._is_end_shown = False
 
     def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Look away."""
-        manager_of(trainer, self).observe = None
+        manager_of(trainer, self).observe = self._other_observer
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Write what is written once: the layout, and what the run is."""
@@ -226,12 +234,16 @@ class SparsityMonitor(Callback):
         if not found:
             return {}
         norms = torch._foreach_norm(list(found.values()))
-        values = torch.stack([norm.float().to(norms[0].device) for norm in norms]).tolist()
+        scale = _scale(trainer, optimizer)
+        scaled = torch.stack([norm.float().to(norms[0].device) for norm in norms]).tolist()
+        values = [norm / scale for norm in scaled]
         named = zip(found, values, strict=True)
         flow = {f"gradient_flow/{self._titles[name]}": value for name, value in named}
-        return {**flow, "gradient_flow/all": math.hypot(*values)}
+        return {**flow, _of_all("gradient_flow", trainer, optimizer): math.hypot(*values)}
 
     def _show_scores(self, trainer: Trainer, ranking: Ranking, masks: Masks) -> None:
+        if self._other_observer is not None:
+            self._other_observer(ranking, masks)
         step, epoch = trainer.global_step, trainer.current_epoch
         known = thresholds(ranking.scores, masks)
         values = {f"score_threshold/{self._titles[name]}": x for name, x in known.items()}
@@ -339,6 +351,21 @@ def _rates(trainer: Trainer) -> dict[str, float]:
     if len(rates) == 1:
         return {"learning_rate": rates[0]}
     return {f"learning_rate/{number}": rate for number, rate in enumerate(rates)}
+
+
+def _of_all(group: str, trainer: Trainer, optimizer: Optimizer) -> str:
+    """Return the tag of a sum over the layers of an optimizer; numbered where there are several."""
+    if len(trainer.optimizers) == 1:
+        return f"{group}/all"
+    return f"{group}/all/{[id(each) for each in trainer.optimizers].index(id(optimizer))}"
+
+
+def _scale(trainer: Trainer, optimizer: Optimizer) -> float:
+    """Return by what gradients are still multiplied: fused optimizers divide in their step."""
+    scaler = getattr(trainer.precision_plugin, "scaler", None)
+    if scaler is None or not getattr(optimizer, "_step_supports_amp_scaling", False):
+        return 1.0
+    return float(scaler.get_scale())
 
 
 def _is_at_end(trainer: Trainer) -> bool:

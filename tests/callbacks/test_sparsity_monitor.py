@@ -3,12 +3,14 @@
 import io
 import logging
 import math
+from functools import partial
 
 import lightning.pytorch as pl
 import numpy as np
 import pytest
 import torch
 from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
+from lightning.pytorch.plugins import MixedPrecision
 from PIL import Image
 from scheduled import SCHEDULES, fit, manager_of, mostly_slow, scheduled
 from sessions import scalars, session
@@ -16,6 +18,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from tensorboard.plugins.hparams import metadata
 from tensorboard.util import tensor_util
 from test_mask_manager import PRUNABLE, Own, data, loader, make_trainer, own, train
+from torch.optim import SGD
 from torch.utils.data import DataLoader
 
 from lit_prune import Connectivity, LitPruneError, MaskManager
@@ -103,6 +106,47 @@ def test_gradient_flow_is_the_norm_of_live_gradients_at_steps_where_a_log_is_due
         (2, pytest.approx(0.1)),
         (5, pytest.approx(0.1)),
     ]
+
+
+def test_gradient_flow_is_unscaled_where_a_fused_optimizer_does_that_later(tmp_path):
+    flows = []
+    for fused in (False, True):
+        optimizer = partial(SGD, lr=0.1, fused=fused)
+        folder = tmp_path / str(fused)
+        precision = MixedPrecision("16-mixed", "cpu")
+        manager = MaskManager(Random(), "4x")
+        train(*(own(optimizer), manager, SparsityMonitor()), epochs=1, logger=board(folder),
+              log_every_n_steps=1, plugins=[precision])  # fmt: skip
+        assert precision.scaler.get_scale() > 1000, "there is something to divide by"
+        flows.append(events(folder).Scalars("gradient_flow/all")[0].value)
+    unfused, fused = flows
+    assert fused == pytest.approx(unfused, rel=1e-3)
+
+
+def test_each_of_several_optimizers_has_a_gradient_flow_of_its_own(tmp_path):
+    class Two(Own):
+        automatic_optimization = False
+
+        def configure_optimizers(self):
+            weights = list(self.parameters())
+            return [SGD(weights[:1], lr=0.1), SGD(weights[1:], lr=0.1)]
+
+        def training_step(self, batch, batch_idx):
+            for optimizer in self.optimizers():
+                optimizer.zero_grad()
+            self.manual_backward(super().training_step(batch, batch_idx))
+            for optimizer in self.optimizers():
+                optimizer.step()
+
+    train(*(Two(), MaskManager(Random(), "4x"), SparsityMonitor()), epochs=1,
+          logger=board(tmp_path), log_every_n_steps=1)  # fmt: skip
+    found = events(tmp_path)
+    first, rest = (found.Scalars(f"gradient_flow/all/{n}") for n in (0, 1))
+    assert [e.value for e in first] == [e.value for e in found.Scalars("gradient_flow/net.0")]
+    others = [found.Scalars(f"gradient_flow/{t}") for t in list(TITLES.values())[1:]]
+    for whole, *parts in zip(rest, *others, strict=True):
+        assert whole.value == pytest.approx(math.hypot(*(e.value for e in parts)))
+    assert "gradient_flow/all" not in found.Tags()["scalars"]
 
 
 @pytest.mark.parametrize("target", ["6x", "6x effective"])
@@ -279,6 +323,12 @@ def test_nothing_is_written_without_a_logger_and_others_get_scalars(tmp_path):
     manager = MaskManager(SNIP(), "4x")
     train(own(), manager, SparsityMonitor(), epochs=1)
     assert manager.observe is None
+
+    manager, seen = MaskManager(SNIP(), "4x"), []
+    manager.observe = theirs = lambda ranking, masks: seen.append(masks.kept)
+    train(own(), manager, SparsityMonitor(), epochs=1, logger=board(tmp_path / "board"))
+    assert seen == [manager.masks.kept]
+    assert manager.observe is theirs
 
     logger = CSVLogger(tmp_path, "", "")
     manager = MaskManager(SNIP(), "4x")
