@@ -13,6 +13,7 @@ from lit_prune.files import require_folder_place, write_all
 from lit_prune.options import Options
 from lit_prune.report.collect import read_runs
 from lit_prune.report.groups import Cell, Task, tasks_of
+from lit_prune.report.levels import LEVELS_SIGN, levels_csv
 from lit_prune.report.page import SIGN, page
 from lit_prune.report.runs import Run, Status
 from lit_prune.report.setups import SETUPS, difference, satisfied, setup_named
@@ -21,7 +22,8 @@ from lit_prune.report.tables import MD_SIGN, RUNS_SIGN, TEX_SIGN, latex, markdow
 __all__ = ["run"]
 
 _ABOUT = """\
-Collect runs into tables and one page with plots: OUT/runs.csv, table.md, table.tex and index.html.
+Collect runs into tables and one page with plots: OUT/runs.csv, levels.csv, table.md, table.tex and
+index.html.
 RUNS are run folders, sweep folders, or folders that hold such. Every run is shown, whatever became
 of it; methods are marked with the comparison setups of Wang et al. 2023, arXiv 2301.05219, that
 they share. docs/report.md says what everything means.
@@ -36,7 +38,13 @@ _HELP = {
 
 
 # How our own files begin: no others are overwritten.
-_SIGNS = {"runs.csv": RUNS_SIGN, "table.md": MD_SIGN, "table.tex": TEX_SIGN, "index.html": SIGN}
+_SIGNS = {
+    "runs.csv": RUNS_SIGN,
+    "levels.csv": LEVELS_SIGN,
+    "table.md": MD_SIGN,
+    "table.tex": TEX_SIGN,
+    "index.html": SIGN,
+}
 
 
 def run(args: Sequence[str]) -> None:
@@ -59,6 +67,7 @@ def run(args: Sequence[str]) -> None:
     command = shlex.join(["python", "-m", "lit_prune", "report", *args])
     contents = {
         "runs.csv": runs_csv(runs, tasks),
+        "levels.csv": levels_csv(tasks),
         "table.md": markdown(tasks),
         "table.tex": latex(tasks),
         "index.html": page(runs, tasks, command),

@@ -6,13 +6,14 @@ from itertools import count
 from math import isfinite
 from typing import TYPE_CHECKING, Any
 
+from lit_prune.report import levels
 from lit_prune.report.cost import training_flops_a_sample
 from lit_prune.report.groups import Cell, Method, Task
 from lit_prune.report.heat import densities, heat
 from lit_prune.report.ink import INK, Look, as_svg, looks, new_figure, set_log, strip, styled
 from lit_prune.report.names import DENSE
 from lit_prune.report.rates import Rate
-from lit_prune.report.runs import Run
+from lit_prune.report.runs import Run, compression
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -45,7 +46,7 @@ def pictures(task: Task) -> list[Picture]:
     styles = looks(task.methods)
     with styled():
         found = [_accuracy(task, styles, is_effective) for is_effective in (False, True)]
-        found += [_gap(task, styles)]
+        found += [_levels(task, styles), _gap(task, styles)]
         found += [_layers(task, is_effective) for is_effective in (False, True)]
         found += [_cost(task, styles)]
     return [picture for picture in found if picture is not None]
@@ -174,6 +175,32 @@ def _in_words(cells: Sequence[Cell]) -> str:
     return "; ".join(parts) + "."
 
 
+# Levels.
+
+
+def _levels(task: Task, styles: dict[Method, Look]) -> Picture | None:
+    """Draw accuracy along the levels of iterative runs."""
+    cells = [cell for cell in task.cells if levels.stations(cell)]
+    if not cells:
+        return None
+    figure = levels.drawn(cells, styles)
+    _add_legend(figure, cells, styles)
+    return Picture(
+        "Accuracy along the levels of iterative runs",
+        f"A marker is the end of a level: means over seeds with one deviation; {_n(cells)}. All "
+        "levels are in levels.csv.",
+        as_svg(figure),
+        "Test accuracy by direct compression, level by level. "
+        + "; ".join(f"{c.method.name} to {c.rate}: {_levels_in_words(c)}" for c in cells)
+        + ".",
+    )
+
+
+def _levels_in_words(cell: Cell) -> str:
+    along = levels.stations(cell)
+    return ", ".join(f"{100 * s.accuracy.mean:.1f} % at {s.direct:.3g}x" for s in along)
+
+
 # The gap.
 
 
@@ -210,8 +237,8 @@ def _gap_in_words(cell: Cell) -> str:
 
 def _set_gap(axes: "Axes", cells: Sequence[Cell]) -> None:
     runs = [run for cell in cells for run in _known(cell)]
-    direct = [x for run in runs if (x := _times(run, run.kept)) and isfinite(x)] or [1.0]
-    known = [x for run in runs if (x := _times(run, run.effective_kept)) and isfinite(x)]
+    direct = [x for run in runs if (x := compression(run.total, run.kept)) and isfinite(x)] or [1.0]
+    known = [x for run in runs if (x := compression(run.total, run.effective_kept)) and isfinite(x)]
     low, high = min([*direct, *known]), max([*direct, *known])
     axes.set_xlim(low / 1.25, max(direct) * 1.25)
     axes.set_ylim(low / 1.25, high * 4)
@@ -222,17 +249,11 @@ def _set_gap(axes: "Axes", cells: Sequence[Cell]) -> None:
     axes.plot(ends, ends, ":", color=INK, linewidth=1, zorder=1)
 
 
-def _times(run: Run, kept: int | None) -> float | None:
-    if kept is None or run.total is None:
-        return None
-    return run.total / kept if kept else float("inf")
-
-
 def _draw_gap(axes: "Axes", cells: Sequence[Cell], look: Look) -> None:
     edge = axes.get_ylim()[1] / 1.25
     for cell in cells:
         for run in _known(cell):
-            x, y = _times(run, run.kept), _times(run, run.effective_kept)
+            x, y = compression(run.total, run.kept), compression(run.total, run.effective_kept)
             if x is None or y is None or not isfinite(x):
                 continue
             marker = {"marker": "."} if isfinite(y) else {"marker": "^", "markerfacecolor": "none"}

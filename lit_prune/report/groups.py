@@ -4,14 +4,13 @@ import statistics
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
-from math import inf
 from typing import Any, NamedTuple
 
 from lit_prune.errors import LitPruneError, did_you_mean
 from lit_prune.report.cost import inference_flops, training_flops, training_flops_a_sample
 from lit_prune.report.names import Identity, family, identity, names_of
 from lit_prune.report.rates import Rate, rate_of
-from lit_prune.report.runs import Run, Status
+from lit_prune.report.runs import Run, Status, compression
 from lit_prune.report.setups import Facts, facts_of, satisfied, strictest
 
 __all__ = ["Cell", "Method", "Spread", "Task", "tasks_of"]
@@ -100,6 +99,10 @@ class Cell:
         return statistics.fmean(known) if known and len(known) == len(numbers) else None
 
     @property
+    def _total(self) -> float | None:
+        return self.mean(lambda run: run.total)
+
+    @property
     def kept(self) -> float | None:
         """The mean number of connections kept."""
         return self.mean(lambda run: run.kept)
@@ -112,18 +115,12 @@ class Cell:
     @property
     def direct_compression(self) -> float | None:
         """All connections / the mean number kept."""
-        return self._compression(self.kept)
+        return compression(self._total, self.kept)
 
     @property
     def effective_compression(self) -> float | None:
         """All connections / the mean number of effective ones: infinite if no seed has any."""
-        return self._compression(self.effective_kept)
-
-    def _compression(self, kept: float | None) -> float | None:
-        total = self.mean(lambda run: run.total)
-        if kept is None or total is None:
-            return None
-        return total / kept if kept else inf
+        return compression(self._total, self.effective_kept)
 
     @property
     def seconds(self) -> float | None:

@@ -15,7 +15,7 @@ import yaml
 from lit_prune.errors import first_line
 from lit_prune.report.settings import flat, part_name, telling
 
-__all__ = ["Layer", "Level", "Run", "Status", "read_run", "unread"]
+__all__ = ["Layer", "Level", "Run", "Status", "compression", "read_run", "unread"]
 
 _Loader: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 
@@ -50,12 +50,17 @@ class Layer:
 
 @dataclass(frozen=True)
 class Level:
-    """A row of ``levels.csv``: how many epochs had been trained at its end, and what was kept."""
+    """A row of ``levels.csv``: how many epochs had been trained at its end, and what was kept.
+
+    What is None is not known.
+    """
 
     epoch: int
     kept: int
     collapsed_layers: int
     effective_flops: float | None = None
+    effective_sparsity: float | None = None
+    test_accuracy: float | None = None
 
 
 @dataclass(frozen=True)
@@ -161,6 +166,18 @@ class Run:
         return left.count(0)
 
 
+def compression(total: float | None, left: float | None) -> float | None:
+    """Return all connections / those that are left: infinite if none is, None if not known.
+
+    Examples:
+        >>> compression(100, 25), compression(100, 0), compression(100, None)
+        (4.0, inf, None)
+    """
+    if total is None or left is None:
+        return None
+    return total / left if left else math.inf
+
+
 def read_run(folder: Path, path: str, error: str | None = None) -> Run:
     """Read a run folder; what is wrong with it becomes the error of the run.
 
@@ -242,6 +259,8 @@ def _levels(file: Path) -> tuple[Level, ...]:
             int(row["kept"]),
             int(row["collapsed_layers"]),
             _number(float, row.get("effective_flops")),
+            _number(float, row.get("effective_sparsity")),
+            _number(float, row.get("test_accuracy")),
         )
         for row in _rows(file)
     )

@@ -1,7 +1,6 @@
 """What a report holds as tables: every run as CSV, and methods by rates as Markdown and LaTeX."""
 
 import json
-import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -11,7 +10,7 @@ from lit_prune.report.groups import Cell, Task
 from lit_prune.report.numbers import count, duration, percent, scientific, times
 from lit_prune.report.phases import phases
 from lit_prune.report.rates import rate_of
-from lit_prune.report.runs import Run
+from lit_prune.report.runs import Run, compression
 
 if TYPE_CHECKING:
     from pandas import DataFrame
@@ -104,20 +103,14 @@ def _found(run: Run) -> dict[str, Any]:
         "effective_kept": effective,
         "direct_sparsity": _sparsity(total, kept),
         "effective_sparsity": _sparsity(total, effective),
-        "direct_compression": _compression(total, kept),
-        "effective_compression": _compression(total, effective),
+        "direct_compression": compression(total, kept),
+        "effective_compression": compression(total, effective),
         "collapsed_layers": run.collapsed_layers,
     }
 
 
 def _sparsity(total: int | None, kept: int | None) -> float | None:
     return None if total is None or kept is None else (total - kept) / max(total, 1)
-
-
-def _compression(total: int | None, kept: int | None) -> float | None:
-    if total is None or kept is None:
-        return None
-    return total / kept if kept else math.inf
 
 
 def _trained(run: Run) -> dict[str, Any]:

@@ -123,7 +123,9 @@ def test_the_files_are_the_same_in_every_order(sweep, report, tmp_path):
     for number, order in enumerate(permutations(others)):
         code, error, out = report(*order, out=tmp_path / f"out{number}")
         assert (code, error) == (0, "")
-        written.append([(out / f).read_bytes() for f in ("runs.csv", "table.md", "table.tex")])
+        written.append(
+            [(out / f).read_bytes() for f in ("runs.csv", "levels.csv", "table.md", "table.tex")]
+        )
     assert written[0] == written[1]
 
 
