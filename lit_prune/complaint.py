@@ -8,11 +8,13 @@ from lit_prune.errors import did_you_mean
 
 __all__ = ["complaint"]
 
-_NESTED = re.compile(
-    r"Problem with given class_path '[\w.]+':\s*Parser key \"([\w.]+)\":\s*?"
-    r"(\s*(?:- Expected a (?:path|dot)|Problem with given class_path).*?)(?:\n\s*- Type |\Z)",
-    re.DOTALL,
+_INNER_KEY = re.compile(r'Parser key "([\w.]+)":\s*$')
+# What is expected, as the parser writes it: a class, or a choice of values.
+_EXPECTED = re.compile(
+    r"Expected an? (?:<class '(?:\w+\.)*(\w+)'>|typing\.Literal\[(.*?)\](?=[\s.]|\Z))"
 )
+_GIVEN = re.compile(r"(?:Got|Given) value: (.+?)(?:\. Got value: |\n|\Z)")
+_IN_WORDS = {"NoneType": "null", "bool": "true or false"}
 
 
 def complaint(
@@ -31,10 +33,11 @@ def complaint(
     """
     keys = sorted(keys)
     key = found[1] if (found := re.search(r'Parser key "([\w.]+)"', message)) else ""
-    if found := _NESTED.search(message):
+    if inner := _inside(message):
         # An argument of a class that is named itself: say what is wrong inside.
-        nested = f'Parser key "{key}.{found[1]}":{found[2]}'
-        return complaint(nested, keys, classes, arguments_of)
+        return complaint(f'Parser key "{key}.{inner[0]}":\n{inner[1]}', keys, classes, arguments_of)
+    if found := re.match(r"argument (\S+): expected one argument", message):
+        return f"{found[1]} lacks its value; one that begins with a dash is written OPTION=VALUE"
     if found := re.match(r"unrecognized arguments: (\S+)", message):
         name = found[1].lstrip("-").partition("=")[0]
         return f"unknown option {found[1]!r}{did_you_mean(name, keys)}"
@@ -51,13 +54,10 @@ def complaint(
     if found := re.search(
         r"Problem with given class_path '([\w.]+)':\s*(\S.*)", message, re.DOTALL
     ):
-        lines = [line.strip() for line in found[2].splitlines()]
-        name = found[1].rpartition(".")[2]
-        inner = re.fullmatch(r'Parser key "([\w.]+)":', lines[0])
-        return (
-            f"{key}.{inner[1]}: {lines[1]}" if inner and lines[1:] else f"{key}: {name}: {lines[0]}"
-        )
-    if found := re.search(r"Expected a dot import path string: (\S+)", message):
+        return f"{key}: {found[1].rpartition('.')[2]}: {found[2].splitlines()[0].strip()}"
+    is_number = {"int", "float"} & {name for name, _ in _EXPECTED.findall(message)}
+    found = re.search(r"Expected a dot import path string: (\S+)", message)
+    if found and not is_number:
         known = sorted(classes.get(key, ()))
         listed = (
             f"; known: {', '.join(known)}, or a class path" if len(known) in range(1, 20) else ""
@@ -66,6 +66,29 @@ def complaint(
     if found := re.search(r"File does not exist: '(.+)'", message):
         return f"{key}: no such file: {found[1]}"
     return _first_reason(key, message)
+
+
+def _inside(message: str) -> tuple[str, str] | None:
+    """Return the key that a message goes into, and what it says of it: the lines set in further."""
+    lines = message.splitlines()
+    for number, line in enumerate(lines[1:], 1):
+        if found := _INNER_KEY.search(line):
+            depth = _depth(line)
+            rest = lines[number + 1 :]
+            ends = (n for n, x in enumerate(rest) if x.strip() and _depth(x) <= depth)
+            return found[1], "\n".join(rest[: next(ends, len(rest))])
+    return None
+
+
+def _depth(line: str) -> int:
+    return len(line) - len(line.lstrip())
+
+
+def _forms(name: str, choices: str) -> list[str]:
+    """Return what may stand in a place, of a class or a choice of values."""
+    if name:
+        return [_IN_WORDS.get(name, name)]
+    return [repr(choice.strip("'")) for choice in choices.split(", ")]
 
 
 def _unknown_argument(
@@ -91,9 +114,8 @@ def _first_reason(key: str, message: str) -> str:
     told = [r for r in reasons if not r.startswith(("Expected a", "Does not validate"))]
     if told:
         return start + told[0]
-    given = re.search(r"Given value: (.+)", message)
-    types = dict.fromkeys(re.findall(r"Expected an? <class '(?:\w+\.)*(\w+)'>", message))
-    if types and given:
-        wanted = " or ".join("null" if name == "NoneType" else name for name in types)
-        return f"{start}expected {wanted}, got {given[1]!r}"
+    given = _GIVEN.search(message)
+    wanted = dict.fromkeys(form for found in _EXPECTED.findall(message) for form in _forms(*found))
+    if wanted and given:
+        return f"{start}expected {' or '.join(wanted)}, got {given[1]!r}"
     return start + re.sub(r'^Parser key "[\w.]+":\s*', "", message).strip().splitlines()[0]

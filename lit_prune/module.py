@@ -7,6 +7,7 @@ from lightning.pytorch import LightningModule
 from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
 from torch import Tensor, nn
 from torch.optim import SGD, Optimizer
+from torch.optim.lr_scheduler import ReduceLROnPlateau
 from torchmetrics import MeanMetric
 from torchmetrics.classification import MulticlassAccuracy
 from torchmetrics.functional.classification import multiclass_accuracy
@@ -97,8 +98,13 @@ class LitClassifier(LightningModule):
             scheduler = self._make_scheduler(optimizer)
         except (ArithmeticError, TypeError, ValueError) as error:
             raise LitPruneError(f"the optimizer or its schedule: {error}") from error
-        # Only ReduceLROnPlateau names a metric to look at.
+        # Only Lightning's ReduceLROnPlateau names a metric to look at.
         monitor = getattr(scheduler, "monitor", None)
+        if isinstance(scheduler, ReduceLROnPlateau) and monitor is None:
+            raise LitPruneError(
+                "model.scheduler: ReduceLROnPlateau needs a metric to look at: take "
+                "lightning.pytorch.cli.ReduceLROnPlateau, whose monitor names one, as val/loss"
+            )
         watched = {"scheduler": scheduler, **({"monitor": monitor} if monitor else {})}
         return {"optimizer": optimizer, "lr_scheduler": watched}
 

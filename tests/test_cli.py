@@ -505,7 +505,7 @@ MISTAKES = {
     ),
     "unknown measure": (
         "--config {here}/odd_measure.yaml",
-        ["pruning.target", "efective", "'direct', 'effective'"],
+        ["pruning.target", "efective", "'direct' or 'effective'"],
     ),
     "bare decimal of effective ones": ("--pruning.target '0.5 effective'", ["0.5 effective"]),
     "too many effective": ("--pruning.target '266201 effective'", ["266201", "266200"]),
@@ -573,6 +573,30 @@ MISTAKES = {
     "smoothing": ("--model.label_smoothing 2", ["label_smoothing", "2"]),
     "negative seed": ("--seed_everything=-1", ["-1"]),
     "no training batch": ("--trainer.limit_train_batches 0", ["limit_train_batches"]),
+    "learning rate in words": ("--model.optimizer.lr fast", ["optimizer.lr", "float", "'fast'"]),
+    "argument of a scheduler": (
+        "--model.scheduler torch.optim.lr_scheduler.StepLR --model.scheduler.step_size often",
+        ["model.scheduler.step_size: expected int, got 'often'"],
+    ),
+    "argument of a schedule": (
+        "--pruning.schedule AfterTraining --pruning.schedule.rate fast",
+        ["pruning.schedule.rate: expected float or dict or null, got 'fast'"],
+    ),
+    "choice of an argument": (
+        "--pruning.schedule Iterative --pruning.schedule.rewind back",
+        ["pruning.schedule.rewind: expected 'weights' or 'learning_rate' or", "got 'back'"],
+    ),
+    "precision": ("--trainer.precision 8", ["trainer.precision", "'bf16-mixed'", "got '8'"]),
+    "monitor": ("--monitor maybe", ["monitor: expected true or false, got 'maybe'"]),
+    "a value with a dash": (
+        "--pruning.schedule Iterative --pruning.schedule.rewind_to -1ep",
+        ["lacks its value", "OPTION=VALUE"],
+    ),
+    "an option alone": ("--monitor", ["--monitor lacks its value"]),
+    "a plateau of nothing": (
+        "--model.scheduler torch.optim.lr_scheduler.ReduceLROnPlateau",
+        ["lightning.pytorch.cli.ReduceLROnPlateau", "monitor"],
+    ),
     "nothing to train on": ("--data.val_fraction 0.9999", ["val_fraction"]),
 }
 
