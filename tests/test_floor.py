@@ -10,6 +10,7 @@ import pytest
 import torch
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
+from three_layers import asked, of_round
 from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
@@ -204,16 +205,6 @@ def small(seed=0):
 
 
 TOTAL = 240 + 200 + 15
-
-
-def of_round(turn):
-    draw = torch.Generator().manual_seed(turn)
-    return [(torch.randn(n, 6, generator=draw), torch.arange(n) % 3) for n in (9, 6)]
-
-
-def asked(seed=1, **more):
-    draw = torch.Generator().manual_seed(seed)
-    return {"batches": of_round, "example": (1, 6), "generator": draw} | more
 
 
 def counts(masks):

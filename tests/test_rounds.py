@@ -2,11 +2,13 @@
 
 import math
 import warnings
+from functools import partial
 from itertools import pairwise
 
 import pytest
 import torch
 import torch.nn.functional as F
+from three_layers import TOTAL, of_layers, of_round
 from torch import nn
 from torch.func import functional_call, grad
 
@@ -37,17 +39,7 @@ from lit_prune.spine import budgets
 pytestmark = pytest.mark.filterwarnings("ignore::lit_prune.errors.TargetMissed")
 
 
-def small(seed=0):
-    torch.manual_seed(seed)
-    return nn.Sequential(nn.Linear(6, 8), nn.Tanh(), nn.Linear(8, 5), nn.Tanh(), nn.Linear(5, 3))
-
-
-TOTAL = 48 + 40 + 15
-
-
-def of_round(turn):
-    draw = torch.Generator().manual_seed(turn)
-    return [(torch.randn(n, 6, generator=draw), torch.arange(n) % 3) for n in (9, 6)]
+small = partial(of_layers, nn.Tanh)
 
 
 def seeded(seed=1):

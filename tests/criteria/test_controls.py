@@ -1,11 +1,13 @@
 """Controls: each changes what it says, and nothing else."""
 
+from functools import partial
 from itertools import pairwise
 
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from three_layers import TOTAL, of_layers, of_round
 from torch import nn
 
 from lit_prune import Connectivity, LitPruneError, Masks, Probe, Ranking, Target, prune
@@ -34,18 +36,7 @@ pytestmark = [
 ]
 
 
-def small(seed=0):
-    """Without ReLU, behind which some scores may all be zero, and tie."""
-    torch.manual_seed(seed)
-    return nn.Sequential(nn.Linear(6, 8), nn.Tanh(), nn.Linear(8, 5), nn.Tanh(), nn.Linear(5, 3))
-
-
-TOTAL = 48 + 40 + 15
-
-
-def of_round(turn):
-    draw = torch.Generator().manual_seed(turn)
-    return [(torch.randn(n, 6, generator=draw), torch.arange(n) % 3) for n in (9, 6)]
+small = partial(of_layers, nn.Tanh)
 
 
 def pruned(criterion, target, seed=1, net=0, **asked):

@@ -1,11 +1,13 @@
 """FORCE: dense weights, gradients of the pruned network, and connections that come back."""
 
 from copy import deepcopy
+from functools import partial
 from itertools import pairwise
 
 import pytest
 import torch
 import torch.nn.functional as F
+from three_layers import TOTAL, of_layers, of_round
 from torch import nn
 from torch.func import functional_call, grad
 
@@ -18,18 +20,7 @@ from lit_prune.spine import budgets
 pytestmark = pytest.mark.filterwarnings("ignore::lit_prune.errors.TargetMissed")
 
 
-def small(seed=0):
-    torch.manual_seed(seed)
-    return nn.Sequential(nn.Linear(6, 8), nn.ReLU(), nn.Linear(8, 5), nn.ReLU(), nn.Linear(5, 3))
-
-
-TOTAL = 48 + 40 + 15
-
-
-def of_round(turn):
-    """Other batches in every round."""
-    draw = torch.Generator().manual_seed(turn)
-    return [(torch.randn(n, 6, generator=draw), torch.arange(n) % 3) for n in (9, 6)]
+small = partial(of_layers, nn.ReLU)
 
 
 def half_of(model, share=0.5):

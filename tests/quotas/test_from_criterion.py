@@ -1,11 +1,13 @@
 """FromCriterion: the layer counts of another criterion, pruned by itself."""
 
+from functools import partial
 from itertools import pairwise
 
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from three_layers import TOTAL, asked, of_layers
 from torch import Size, nn
 
 from lit_prune import Connectivity, LitPruneError, Masks, Target, prune
@@ -35,22 +37,7 @@ pytestmark = [
 ]
 
 
-def small(seed=0):
-    torch.manual_seed(seed)
-    return nn.Sequential(nn.Linear(6, 8), nn.ReLU(), nn.Linear(8, 5), nn.ReLU(), nn.Linear(5, 3))
-
-
-TOTAL = 48 + 40 + 15
-
-
-def of_round(turn):
-    draw = torch.Generator().manual_seed(turn)
-    return [(torch.randn(n, 6, generator=draw), torch.arange(n) % 3) for n in (9, 6)]
-
-
-def asked(seed=1, **more):
-    draw = torch.Generator().manual_seed(seed)
-    return {"batches": of_round, "example": (1, 6), "generator": draw} | more
+small = partial(of_layers, nn.ReLU)
 
 
 def counts(masks):
