@@ -8,6 +8,7 @@ import re
 import signal
 import subprocess
 import sys
+from collections import Counter
 from pathlib import Path
 
 import lightning.pytorch as pl
@@ -121,6 +122,10 @@ def test_two_processes_hold_the_same_masks_and_write_one_folder(launcher, tmp_pa
     checkpoint = torch.load(folder / "checkpoints" / "last.ckpt", weights_only=True)
     assert next(iter(checkpoint["state_dict"])) == "backbone.fc1.weight"
     assert done.stdout.count("test accuracy") == 1, "only one process prints"
+    shown = Counter((tag, step) for tag, step, _ in scalars(folder).elements())
+    assert {number for (tag, _), number in shown.items() if tag != "epoch"} == {1}
+    tags = {tag for tag, _ in shown}
+    assert {"masks/fc1", "overview/scores", "live_weights/fc1", "density/fc1", "graph"} <= tags
     written = sorted((folder / "checkpoints").iterdir())
     assert [path.name for path in written] == ["last.ckpt", "previous.ckpt"]
     assert sorted(path.name for path in tmp_path.iterdir()) == ["notes", "run"]
