@@ -106,12 +106,12 @@ def diagram_of(
     Raises:
         TooLarge: there are too many lines or layers.
     """
-    layers = list(_layers(model, masks, effective))
-    lines = sum(len(layer.pairs) for layer in layers)
+    lines = sum(int(_without_taps(mask).sum()) for mask in masks.values())
     if lines > LARGEST:
         raise TooLarge(f"it would have {lines:,} lines, at most {LARGEST:,} can be drawn")
-    if len(layers) > MOST_LAYERS:
-        raise TooLarge(f"there are {len(layers)} layers, at most {MOST_LAYERS} can be drawn")
+    if len(masks) > MOST_LAYERS:
+        raise TooLarge(f"there are {len(masks)} layers, at most {MOST_LAYERS} can be drawn")
+    layers = list(_layers(model, masks, effective))
     probe = _Probe(model, masks, inputs)
     joined = [_joined(*pair, probe) for pair in pairwise(layers)]
     return _assembled(layers, joined)
@@ -135,10 +135,14 @@ def _layers(model: nn.Module, masks: Masks, effective: Masks) -> Iterator[_Layer
 
 def _pairs(mask: Tensor, groups: int, transposed: bool) -> NDArray[np.int64]:
     """Return the inputs and outputs that a kept connection joins, as (lines, 2)."""
-    joined = mask.flatten(2).any(2) if mask.dim() > 2 else mask
-    rows, columns = joined.cpu().numpy().nonzero()
+    rows, columns = _without_taps(mask).cpu().numpy().nonzero()
     columns = columns + rows // (mask.shape[0] // groups) * mask.shape[1]
     return np.stack([rows, columns] if transposed else [columns, rows], axis=1).astype(np.int64)
+
+
+def _without_taps(mask: Tensor) -> Tensor:
+    """Return which kernels have a connection at all."""
+    return mask.flatten(2).any(2) if mask.dim() > 2 else mask
 
 
 # Which units of two layers are the same.
