@@ -1,7 +1,10 @@
 """Options: what a command of ``python -m lit_prune`` takes."""
 
 import argparse
-from collections.abc import Mapping
+from argparse import Namespace
+from collections.abc import Mapping, Sequence
+from itertools import pairwise
+from pathlib import Path
 from typing import Any, NoReturn
 
 from lit_prune.errors import LitPruneError
@@ -41,6 +44,19 @@ class Options(argparse.ArgumentParser):
     def add(self, option: str, **form: Any) -> None:
         """Add an option that ``helps`` has."""
         self.add_argument(option, **form, help=self._helps[option])
+
+    def parse_about(self, args: Sequence[str]) -> tuple[Namespace, Path | None, list[str]]:
+        """Return our own options, the file or folder that the command is about, and all else.
+
+        What it is about is the first word that is no option, and not the value of one: options of
+        others take one value each.
+        """
+        asked, others = self.parse_known_args(args)
+        for number, (before, word) in enumerate(pairwise(["", *others])):
+            is_value = before.startswith("--") and "=" not in before
+            if not word.startswith("-") and not is_value:
+                return asked, Path(word), others[:number] + others[number + 1 :]
+        return asked, None, others
 
     def error(self, message: str) -> NoReturn:
         """Raise what is wrong.

@@ -76,8 +76,7 @@ class _Asked:
 def _asked(args: Sequence[str]) -> tuple[_Asked, list[str]]:
     """Return our own options and those of ``train.py``."""
     parser = _parser()
-    path, rest = (Path(args[0]), args[1:]) if args and args[0][:1] != "-" else (None, args)
-    asked, others = parser.parse_known_args(rest)
+    asked, path, others = parser.parse_about(args)
     if path is None:
         raise LitPruneError(f"no run and no masks; usage: {_USAGE}")
     for option in (other.partition("=")[0] for other in others if other.startswith("--")):

@@ -84,8 +84,7 @@ def run(args: Sequence[str]) -> int:
 def _asked(args: Sequence[str]) -> tuple[argparse.Namespace, list[str]]:
     """Return our own options and those of others, which keep their order."""
     parser = _parser()
-    file, rest = (Path(args[0]), args[1:]) if args and args[0][:1] != "-" else (None, args)
-    asked, others = parser.parse_known_args(rest)
+    asked, file, others = parser.parse_about(args)
     if file is None:
         raise LitPruneError(f"no sweep file; usage: {_USAGE}")
     if asked.jobs is not None and asked.jobs < 1:
