@@ -135,16 +135,15 @@ def _train(
         return _fit_and_test(model, datamodule, trainer, folder, "--overwrite" not in args)
     with folder.held(settings), writing(folder.path):
         found = _fit_and_test(model, datamodule, trainer, folder)
-        assert manager.masks is not None
-        assert manager.measurement is not None
+        masks, measurement = manager.result()
         summary = {
             **found,
-            **mask_summary(manager.masks, manager.measurement),
+            **mask_summary(masks, measurement),
             "seed": settings["seed_everything"],
             "command": shlex.join(["python", "train.py", *args]),
             **environment(),
         }
-        folder.finish(manager.masks, manager.measurement.layers, summary)
+        folder.finish(masks, measurement.layers, summary)
     return folder.summary() or summary
 
 

@@ -66,6 +66,17 @@ class Course:
     epochs: int | None = None
     steps: int | None = None
 
+    @property
+    def goal(self) -> int:
+        """How many connections the target keeps in the end.
+
+        Raises:
+            LitPruneError: there is no target.
+        """
+        if self.keep is None:
+            raise LitPruneError("this schedule prunes to a target, and there is none")
+        return self.keep
+
     def step(self, time: TimeLike) -> int:
         """Return how many optimizer steps lie before ``time``.
 

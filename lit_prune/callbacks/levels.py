@@ -110,13 +110,13 @@ class Levels(Callback):
     def _end_level(self, trainer: Trainer, pl_module: LightningModule, epochs: int) -> None:
         manager = manager_of(trainer, self)
         found = manager.measure()
-        assert manager.masks is not None
+        masks = manager.current()
         val = trainer.callback_metrics.get("val/accuracy") if self._is_validated else None
         row = LevelRow(
             level=len(self.rows),
             epoch=epochs,
-            kept=manager.masks.kept,
-            direct_sparsity=manager.masks.sparsity,
+            kept=masks.kept,
+            direct_sparsity=masks.sparsity,
             effective_sparsity=found.totals()["effective_sparsity"],
             collapsed_layers=len(found.collapsed()),
             effective_flops=found.totals()["effective_flops"],
@@ -127,9 +127,9 @@ class Levels(Callback):
         self.rows.append(row)
         self._seconds, self._since = 0.0, time.monotonic()
         if self.folder is not None and trainer.is_global_zero:
-            masks = self.folder / "masks" / f"level_{row.level:02}.safetensors"
-            masks.parent.mkdir(parents=True, exist_ok=True)
-            manager.masks.save(masks)
+            file = self.folder / "masks" / f"level_{row.level:02}.safetensors"
+            file.parent.mkdir(parents=True, exist_ok=True)
+            masks.save(file)
             write_whole(self.folder / "levels.csv", as_csv(LevelRow._fields, self.rows))
 
 

@@ -154,6 +154,26 @@ class MaskManager(Callback):
         """What the masks leave, layer by layer."""
         return (self._training or self).standing.measurement
 
+    def current(self) -> Masks:
+        """Return the masks of a training under way or at its end.
+
+        Raises:
+            LitPruneError: no training has started.
+        """
+        if self.masks is None:
+            raise LitPruneError("there are no masks yet: they come when a training starts")
+        return self.masks
+
+    def result(self) -> tuple[Masks, Measurement]:
+        """Return the masks and what they leave.
+
+        Raises:
+            LitPruneError: they have not been measured: no epoch has started.
+        """
+        if self.measurement is None:
+            raise LitPruneError("masks are not measured yet: that comes when an epoch starts")
+        return self.current(), self.measurement
+
     @property
     def standing(self) -> Standing:
         """Where the training stands."""
@@ -363,11 +383,10 @@ class MaskManager(Callback):
             self._proven_at = trainer.global_step
 
     def _sparsity(self) -> dict[str, float]:
-        assert self.masks is not None
-        assert self.measurement is not None
-        found = self.measurement.totals()
+        masks, measurement = self.result()
+        found = measurement.totals()
         values = {
-            "sparsity/direct": self.masks.sparsity,
+            "sparsity/direct": masks.sparsity,
             "sparsity/effective": found["effective_sparsity"],
             _FLOPS[0]: found[_FLOPS[1]],
         }

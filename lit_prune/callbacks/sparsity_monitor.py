@@ -108,12 +108,12 @@ class SparsityMonitor(Callback):
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Write what is written once: the layout, and what the run is."""
         manager = manager_of(trainer, self)
-        assert manager.masks is not None
+        masks = manager.current()
         self._since = time.monotonic()
-        self._titles = titles(manager.masks)
+        self._titles = titles(masks)
         if self._drawn_at is not None:
             # Of a resumed run; its checkpoint says whether they are drawn.
-            self._masks = manager.masks
+            self._masks = masks
         fresh = [each for each in _tensorboards(trainer) if _name(each) not in self._begun]
         for logger in fresh:
             board.lay_out(logger.experiment)
@@ -201,12 +201,9 @@ class SparsityMonitor(Callback):
     # What is written.
 
     def _write_layers(self, trainer: Trainer, manager: MaskManager, step: int) -> None:
-        assert manager.masks is not None
-        assert manager.measurement is not None
-        self._measurement = manager.measurement
+        masks, self._measurement = manager.result()
         if trainer.is_global_zero and trainer.loggers:
-            compression = manager.masks.compression
-            values = board.of_layers(manager.measurement, compression, self._titles)
+            values = board.of_layers(self._measurement, masks.compression, self._titles)
             _write(trainer, values, step)
 
     def _write_levels(self, trainer: Trainer) -> None:
@@ -223,8 +220,7 @@ class SparsityMonitor(Callback):
     def _gradients(
         self, trainer: Trainer, pl_module: LightningModule, optimizer: Optimizer
     ) -> dict[str, float]:
-        masks = manager_of(trainer, self).masks
-        assert masks is not None
+        masks = manager_of(trainer, self).current()
         own = {id(p) for group in optimizer.param_groups for p in group["params"]}
         found = {
             name: weight.grad
@@ -266,10 +262,11 @@ class SparsityMonitor(Callback):
 
     def _notice(self, manager: MaskManager) -> None:
         """Note whether the masks are others than before; mostly they are the same object."""
-        if manager.masks is not self._masks:
-            if self._masks is None or manager.masks != self._masks:
+        masks = manager.current()
+        if masks is not self._masks:
+            if self._masks is None or masks != self._masks:
                 self._is_drawn = False
-            self._masks = manager.masks
+            self._masks = masks
 
     def _may_draw(self, epoch: int) -> bool:
         last = self._drawn_at
@@ -280,11 +277,10 @@ class SparsityMonitor(Callback):
         boards = _tensorboards(trainer)
         if not boards:
             return
-        assert manager.masks is not None
-        assert manager.measurement is not None
+        masks, measurement = manager.result()
         effective = manager.effective()
-        pictures = {"overview/density": density_bars(manager.measurement.layers, self._titles)}
-        for name, mask in manager.masks.items():
+        pictures = {"overview/density": density_bars(measurement.layers, self._titles)}
+        for name, mask in masks.items():
             if mask.numel():
                 live = None if effective is None else effective[name]
                 pictures[f"masks/{self._titles[name]}"] = mask_picture(mask, live)
@@ -298,9 +294,9 @@ class SparsityMonitor(Callback):
         boards = _tensorboards(trainer)
         if not boards:
             return
-        assert manager.masks is not None
-        weights = manager.masks.parameters(pl_module)
-        live = {name: w.detach()[manager.masks[name]] for name, w in weights.items()}
+        masks = manager.current()
+        weights = masks.parameters(pl_module)
+        live = {name: w.detach()[masks[name]] for name, w in weights.items()}
         finite = {name: x[x.isfinite()] for name, x in live.items()}
         for name, found in histograms(finite).items():
             for logger in boards:
@@ -309,12 +305,12 @@ class SparsityMonitor(Callback):
 
     def _write_graph(self, trainer: Trainer, pl_module: LightningModule, batch: Any) -> None:
         manager = manager_of(trainer, self)
-        assert manager.masks is not None
+        masks = manager.current()
         example = manager.scoring.example
         try:
             with looked_at(pl_module), warnings.catch_warnings(), torch.no_grad():
                 warnings.simplefilter("ignore")
-                inputs = Probe(pl_module, manager.masks, [batch], example=example).inputs()
+                inputs = Probe(pl_module, masks, [batch], example=example).inputs()
                 for logger in _tensorboards(trainer):
                     # What cannot be traced is printed before it is raised.
                     with redirect_stdout(io.StringIO()):

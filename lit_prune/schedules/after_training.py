@@ -49,10 +49,9 @@ class AfterTraining(Schedule):
 
     def plan(self, course: Course) -> list[Due]:
         """Return the prune, and the rates from there on."""
-        assert course.keep is not None
         stages = sorted(self._stages().items())
         rates = [Due(Time(self.epochs + epoch, "ep"), HoldRate(rate)) for epoch, rate in stages]
-        return [Due(Time(self.epochs, "ep"), Prune(course.keep)), *rates]
+        return [Due(Time(self.epochs, "ep"), Prune(course.goal)), *rates]
 
     def _stages(self) -> Mapping[int, float | None]:
         return self.rate if isinstance(self.rate, dict) else {0: self.rate}

@@ -15,5 +15,4 @@ class AtInit(Schedule):
 
     def plan(self, course: Course) -> list[Due]:
         """Return one prune, at the start."""
-        assert course.keep is not None
-        return [Due(Time(0, "ep"), Prune(course.keep))]
+        return [Due(Time(0, "ep"), Prune(course.goal))]

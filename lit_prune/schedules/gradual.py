@@ -45,15 +45,14 @@ class Gradual(Schedule):
 
     def plan(self, course: Course) -> list[Due]:
         """Return a prune every period after ``begin``, and the last at ``end``."""
-        assert course.keep is not None
         if not course.is_before(self.begin, self.end):
             raise LitPruneError(f"Gradual: begin={self.begin} must come before end={self.end}")
         between = course.every(self.begin, self.end, self.every)[1:]
         times = [time for time in between if course.is_before(time, self.end)]
-        dues = [Due(time, Prune(self._keep(course, time, course.keep))) for time in times]
+        dues = [Due(time, Prune(self._keep(course, time, course.goal))) for time in times]
         end = Time.parse(self.end)
         end = course.at(end.count) if end.unit == "it" else end
-        return [*dues, Due(end, Prune(course.keep))]
+        return [*dues, Due(end, Prune(course.goal))]
 
     def _keep(self, course: Course, time: Time, keep: int) -> int:
         """Return how many connections are kept at ``time``."""

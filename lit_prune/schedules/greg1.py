@@ -50,11 +50,10 @@ class GReg1(Schedule):
 
     def plan(self, course: Course) -> list[Due]:
         """Return the pick, every rise of the penalty, and the prune."""
-        assert course.keep is not None
         unit, (begin, every, settle) = course.alike(self.begin, self.every, self.settle)
         rises, end = growth(begin, every, self.step, self.ceiling)
         return [
-            Due(course.time(begin, unit), Pick(course.keep)),
+            Due(course.time(begin, unit), Pick(course.goal)),
             *(Due(course.time(when, unit), Push(strength)) for when, strength in rises),
             Due(course.time(end + settle, unit), PrunePicked()),
         ]

@@ -57,7 +57,6 @@ class GReg2(Schedule):
 
     def plan(self, course: Course) -> list[Due]:
         """Return the rises of both penalties, the pick between them, and the prune."""
-        assert course.keep is not None
         unit, (begin, every, settle) = course.alike(self.begin, self.every, self.settle)
         first, parted = growth(begin, every, self.spread, self.parting)
         second, end = growth(parted, every, self.step, self.ceiling, self.parting)
@@ -69,7 +68,7 @@ class GReg2(Schedule):
 
         return [
             *pushes(first, everywhere=True),
-            Due(course.time(parted, unit), Pick(course.keep)),
+            Due(course.time(parted, unit), Pick(course.goal)),
             *pushes(second, everywhere=False),
             Due(course.time(end + settle, unit), PrunePicked()),
         ]

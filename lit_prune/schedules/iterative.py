@@ -100,8 +100,7 @@ class Iterative(Schedule):
         if self.share is not None:
             left = 1 - self.share
             return [round(course.total * left**level) for level in range(1, self.levels + 1)]
-        assert course.keep is not None
-        counts = list(budgets(course.total, course.keep, self.levels))
+        counts = list(budgets(course.total, course.goal, self.levels))
         return counts or [course.total] * self.levels
 
     def _left(self, epoch: int) -> int:

@@ -51,12 +51,11 @@ class Regrow(Schedule):
 
     def plan(self, course: Course) -> list[Due]:
         """Return the prune at the start, and every replacement."""
-        assert course.keep is not None
         until = self._until(course)
         times = [
             t for t in course.every("0ep", until, self.every)[1:] if course.is_before(t, until)
         ]
-        start = Due(Time(0, "ep"), Prune(course.keep))
+        start = Due(Time(0, "ep"), Prune(course.goal))
         return [start, *(Due(t, Rewire(self._share(course, t, until), self.by)) for t in times)]
 
     def _until(self, course: Course) -> Time:

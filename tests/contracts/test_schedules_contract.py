@@ -7,7 +7,7 @@ from itertools import pairwise
 from pathlib import Path
 
 import pytest
-from hypothesis import given
+from hypothesis import assume, given
 from hypothesis import strategies as st
 
 from lit_prune import LitPruneError, schedules
@@ -337,3 +337,12 @@ def test_a_rewinding_point_in_steps_must_lie_in_the_dense_training(count, steps)
             ask()
         assert "3 epochs" in str(raised.value)
         assert "\n" not in str(raised.value)
+
+
+@EVERY_SCHEDULE
+@given(data=st.data())
+def test_a_plan_without_a_target_is_a_mistake_with_one_line(name, data):
+    schedule = ALL[name](**data.draw(ARGUMENTS[name]))
+    assume(getattr(schedule, "share", None) is None or name != "Iterative")
+    with pytest.raises(LitPruneError, match="prunes to a target, and there is none"):
+        schedule.plan(Course(total=100, epochs=200, steps=STEPS))
