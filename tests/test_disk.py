@@ -31,7 +31,7 @@ LIMITS = {
     # TensorBoard's thread does not say which file.
     "": (3000, (*NO_CHECKPOINTS, "--trainer.max_epochs", "20")),
     "checkpoints/next.ckpt": (100_000, ()),
-    "masks.safetensors": (20_000, (*NO_CHECKPOINTS, "--trainer.logger", "false")),
+    "masks/level_00.safetensors": (20_000, (*NO_CHECKPOINTS, "--trainer.logger", "false")),
 }
 
 
@@ -40,7 +40,7 @@ LIMITS = {
     [
         *("", "checkpoints/next.ckpt"),
         pytest.param("config.yaml", marks=pytest.mark.slow),
-        pytest.param("masks.safetensors", marks=pytest.mark.slow),
+        pytest.param("masks/level_00.safetensors", marks=pytest.mark.slow),
     ],
 )
 def test_a_limit_of_size_is_one_line_wherever_it_strikes(name, tmp_path):

@@ -68,7 +68,7 @@ class Levels(Callback):
         self.rows: list[LevelRow] = []
         self._seconds = 0.0
         self._since = time.monotonic()
-        self._is_validated = False
+        self._val_accuracy: float | None = None
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Check that there is a mask manager."""
@@ -76,11 +76,12 @@ class Levels(Callback):
 
     def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Forget the validation of another epoch."""
-        self._is_validated = False
+        self._val_accuracy = None
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Note that the metrics are of this epoch."""
-        self._is_validated = True
+        """Note the accuracy of this epoch."""
+        found = trainer.callback_metrics.get("val/accuracy")
+        self._val_accuracy = None if found is None else float(found)
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Start the clock."""
@@ -89,29 +90,33 @@ class Levels(Callback):
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Write a row where a level ends with this epoch."""
         epoch = trainer.current_epoch
-        if manager_of(trainer, self).ends_level(epoch) or epoch + 1 == trainer.max_epochs:
+        if manager_of(trainer, self).ends_level(epoch) or is_last_epoch(trainer):
             self._end_level(trainer, pl_module, epoch + 1)
 
-    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Write the last row of a training that was stopped early."""
+    def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Write the last row of a training that was stopped early, even if that was long ago.
+
+        A run killed after an early stop trains no further, so that only this hook is called.
+        """
         if not self.rows or self.rows[-1].epoch < trainer.current_epoch:
             self._end_level(trainer, pl_module, trainer.current_epoch)
 
     def state_dict(self) -> dict[str, Any]:
-        """Return the rows, and how long the level has taken so far."""
+        """Return the rows, and what is known of the level under way."""
         seconds = self._seconds + time.monotonic() - self._since
-        return {"rows": [list(row) for row in self.rows], "seconds": seconds}
+        rows = [list(row) for row in self.rows]
+        return {"rows": rows, "seconds": seconds, "val_accuracy": self._val_accuracy}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Take over the rows of a checkpoint."""
         self.rows = [LevelRow(*row) for row in state_dict["rows"]]
         self._seconds = state_dict["seconds"]
+        self._val_accuracy = state_dict.get("val_accuracy")
 
     def _end_level(self, trainer: Trainer, pl_module: LightningModule, epochs: int) -> None:
         manager = manager_of(trainer, self)
         found = manager.measure()
         masks = manager.current()
-        val = trainer.callback_metrics.get("val/accuracy") if self._is_validated else None
         row = LevelRow(
             level=len(self.rows),
             epoch=epochs,
@@ -120,7 +125,7 @@ class Levels(Callback):
             effective_sparsity=found.totals()["effective_sparsity"],
             collapsed_layers=len(found.collapsed()),
             effective_flops=found.totals()["effective_flops"],
-            val_accuracy=None if val is None else float(val),
+            val_accuracy=self._val_accuracy,
             test_accuracy=_tested(trainer, pl_module),
             seconds=round(self._seconds + time.monotonic() - self._since, 3),
         )
@@ -131,6 +136,17 @@ class Levels(Callback):
             file.parent.mkdir(parents=True, exist_ok=True)
             masks.save(file)
             write_whole(self.folder / "levels.csv", as_csv(LevelRow._fields, self.rows))
+
+
+def is_last_epoch(trainer: Trainer) -> bool:
+    """Whether a training ends with this epoch, as far as callbacks before the asking one decided.
+
+    One that is told to stop goes on to ``min_epochs`` and ``min_steps``.
+    """
+    epochs, steps = trainer.current_epoch + 1, trainer.global_step
+    is_long = epochs >= (trainer.min_epochs or 0) and steps >= (trainer.min_steps or 0)
+    is_at_end = epochs == trainer.max_epochs or steps == trainer.max_steps
+    return is_at_end or (trainer.should_stop and is_long)
 
 
 class _InPlace(SingleDeviceStrategy):

@@ -285,14 +285,17 @@ class MaskManager(Callback):
 
     def measure(self) -> Measurement:
         """Return what the masks leave, measured now if they have changed."""
-        assert self._training is not None
-        self._training.measure()
-        assert self.measurement is not None
-        return self.measurement
+        if self._training is not None:
+            self._training.measure()
+        return self.result()[1]
 
     def effective(self) -> Masks | None:
-        """Return the connections that are kept and lie on a path; None where that is not known."""
-        assert self._training is not None
+        """Return the connections that are kept and lie on a path; None where that is not known.
+
+        It is known of a training under way, and after one that this object has seen.
+        """
+        if self._training is None:
+            return None
         self._training.measure()
         return self._training.effective()
 

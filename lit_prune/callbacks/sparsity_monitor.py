@@ -17,7 +17,7 @@ from torch.optim import Optimizer
 
 from lit_prune.callbacks import board
 from lit_prune.callbacks.histogram import Scores, histograms, scores_of, thresholds
-from lit_prune.callbacks.levels import Levels
+from lit_prune.callbacks.levels import Levels, is_last_epoch
 from lit_prune.callbacks.mask_manager import MaskManager, manager_of
 from lit_prune.callbacks.pictures import density_bars, mask_picture, score_picture
 from lit_prune.errors import LitPruneError, first_line
@@ -99,7 +99,6 @@ class SparsityMonitor(Callback):
         if trainer.is_global_zero and trainer.loggers:
             self._observer = partial(self._show_scores, trainer)
             manager.observe = self._observer
-        self._is_end_shown = False
 
     def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Look away."""
@@ -124,6 +123,7 @@ class SparsityMonitor(Callback):
 
     def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Write what each layer has, and draw what a prune has left."""
+        self._is_end_shown = False
         manager = manager_of(trainer, self)
         self._write_layers(trainer, manager, trainer.global_step)
         self._notice(manager)
@@ -159,24 +159,26 @@ class SparsityMonitor(Callback):
         if manager.measurement is not self._measurement:
             self._write_layers(trainer, manager, step)
         self._notice(manager)
-        is_last = trainer.should_stop or _is_at_end(trainer)
+        is_last = is_last_epoch(trainer)
         self._is_end_shown = is_last
         if self._may_draw(epoch) or (is_last and not self._is_drawn):
             self._draw(trainer, manager, epoch, step)
         if is_last or (epoch + 1) % self.every_n_epochs == 0:
             self._write_weights(trainer, pl_module, manager, step)
 
-    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Write the level and the end of a training that a callback behind this one stopped."""
+    def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Write the end of a training that was stopped, and how long all sessions took.
+
+        A run killed after it was stopped trains no further, so that only this hook is called.
+        """
         self._write_levels(trainer)
-        if trainer.should_stop and not self._is_end_shown:
+        if not self._is_end_shown:
+            self._is_end_shown = True
             manager, step = manager_of(trainer, self), trainer.global_step - 1
+            self._titles = titles(manager.current())
             if not self._is_drawn:
                 self._draw(trainer, manager, trainer.current_epoch, step)
             self._write_weights(trainer, pl_module, manager, step)
-
-    def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Write how long the training took, in all sessions."""
         if trainer.is_global_zero:
             _write(trainer, {"seconds": self._seconds_so_far()}, trainer.global_step)
 
@@ -188,6 +190,7 @@ class SparsityMonitor(Callback):
             "drawn_at": self._drawn_at,
             "is_drawn": self._is_drawn,
             "scores_at": self._scores_at,
+            "is_end_shown": self._is_end_shown,
             "seconds": self._seconds_so_far(),
         }
 
@@ -196,6 +199,7 @@ class SparsityMonitor(Callback):
         self._begun, self._levels = list(state_dict["begun"]), state_dict["levels"]
         self._drawn_at, self._is_drawn = state_dict["drawn_at"], state_dict["is_drawn"]
         self._scores_at = state_dict["scores_at"]
+        self._is_end_shown = state_dict.get("is_end_shown", True)
         self._seconds = state_dict["seconds"]
 
     # What is written.
@@ -362,9 +366,3 @@ def _scale(trainer: Trainer, optimizer: Optimizer) -> float:
     if scaler is None or not getattr(optimizer, "_step_supports_amp_scaling", False):
         return 1.0
     return float(scaler.get_scale())
-
-
-def _is_at_end(trainer: Trainer) -> bool:
-    return trainer.current_epoch + 1 == trainer.max_epochs or (
-        trainer.global_step == trainer.max_steps
-    )

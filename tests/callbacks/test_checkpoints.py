@@ -167,7 +167,7 @@ MOMENTS = [
     Moment("os.replace", 11, after=True),  # only the previous one, of the last epoch but one
     Moment("lit_prune.LitClassifier.test_step", 2),
     Moment("lit_prune.run.RunFolder.finish"),
-    Moment("lit_prune.run._as_csv", 1, after=True),
+    Moment("lit_prune.run.as_csv", 1, after=True),
     Moment("os.replace", 15),  # of summary.json
 ]
 
