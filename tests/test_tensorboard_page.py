@@ -62,13 +62,16 @@ def test_scalars_are_grouped_and_there(page, runs):
     groups = ["compression 2 cards", "dead_units 6 cards", "density 3 cards", "sparsity 2 cards"]
     groups += ["density_effective 3 cards", "gradient_flow 4 cards", "level 5 cards"]
     # Of the groups, the first two are open; a card cuts its tag in two, and shows the last values.
-    text = page("timeseries", *groups, "dead_units/fc3 /out")
+    values = [f" {name} {(dead := _dead_inputs(runs / name))} {dead} " for name in RUNS]
+    text = page("timeseries", *groups, "dead_units/fc3 /out", *values)
     assert [group for group in groups if group not in text] == []
     card = text.split("dead_units/fc1 /in")[1].split("dead_units/fc1 /out")[0]
-    for name in RUNS:
-        with (runs / name / "layers.csv").open() as file:
-            dead = next(csv.DictReader(file))["dead_in"]
-        assert f" {name} {dead} {dead} " in card
+    assert [value for value in values if value not in card] == []
+
+
+def _dead_inputs(run):
+    with (run / "layers.csv").open() as file:
+        return next(csv.DictReader(file))["dead_in"]
 
 
 def test_images_show_every_mask_and_the_overviews(page):
