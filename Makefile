@@ -11,10 +11,10 @@ INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check $(PI
 # A process a core; what is in one file stays together, since it may share a run.
 PARALLEL := -n auto --dist loadfile
 
-.PHONY: help quickstart test test-all lint format bench docs results curves clean
+.PHONY: help quickstart test test-all lint format bench docs results results-cifar clean
 
 help: ## list the targets
-	@grep -hE '^[a-z-]+:.*## ' Makefile | sed -E 's/^([a-z-]+):.*## /\1\t/' | expand -t 12
+	@grep -hE '^[a-z-]+:.*## ' Makefile | sed -E 's/^([a-z-]+):.*## /\1\t/' | expand -t 16
 
 quickstart: $(VENV)/.lit_prune ## install, then prune and train one network
 	$(BIN)/python train.py --config configs/quickstart.yaml
@@ -53,16 +53,20 @@ results: $(VENV)/.lit_prune-test ## run what docs/results.md shows and has not b
 	done
 	$(BIN)/python docs/make_results.py
 
+CURVE_OF = $(BIN)/python -m lit_prune curve --config configs/cifar10
 ON_CIFAR = --data ImageFolder --data.root $(DATA) --data.batch_size 32 --compressions 10 31.6 100 316 1000 --seeds 3
-curves: $(VENV)/.lit_prune-test ## draw the curves of docs/results.md; DATA=DIR holds CIFAR-10 as images
+results-cifar: $(VENV)/.lit_prune-test ## the same of CIFAR-10; DATA=DIR holds its images, train/CLASS and test/CLASS
+	OMP_NUM_THREADS=1 $(BIN)/python -m lit_prune sweep configs/sweeps/cifar10_resnet20.yaml \
+		--data.root $(DATA)
 	for net in resnet20 vgg16; do \
-		$(BIN)/python -m lit_prune curve --config configs/cifar10_$$net.yaml $(ON_CIFAR) \
-			--criteria Random Magnitude SNIP --quotas Uniform UniformPlus ERK ERKPlus IGQ \
-			--out curves/$${net}_quotas || exit 1; \
-		$(BIN)/python -m lit_prune curve --config configs/cifar10_$$net.yaml $(ON_CIFAR) \
-			--criteria LAMP Taylor Wanda GraSP SynFlow PHEW NPB NPBSynFlow --quotas \
-			--out curves/$${net}_criteria || exit 1; \
+		$(CURVE_OF)_$$net.yaml $(ON_CIFAR) --out curves/$${net}_quotas \
+			--criteria Random Magnitude SNIP --quotas Uniform UniformPlus ERK ERKPlus IGQ || exit 1; \
+		$(CURVE_OF)_$$net.yaml $(ON_CIFAR) --out curves/$${net}_criteria \
+			--criteria LAMP Taylor Wanda GraSP SynFlow PHEW NPB --quotas || exit 1; \
 	done
+	$(CURVE_OF)_resnet20.yaml $(ON_CIFAR) --out curves/resnet20_npb --criteria NPBSynFlow --quotas
+	$(CURVE_OF)_vgg16.yaml $(ON_CIFAR) --out curves/floor_vgg16 \
+		--criteria Magnitude --quotas --pruning.floor 0.005%
 	$(BIN)/python docs/make_results.py
 
 docs: $(VENV)/.lit_prune-docs ## write the pages of docs/ and the reference to build/docs

@@ -1,10 +1,10 @@
-"""Writes docs/results/mnist_lenet300100.csv from run folders, its tables and its figure.
+"""Writes docs/results/ from run folders and curves, and its tables and its figure.
 
     make results DATA=DIR     # runs what has not been run, then this
     python docs/make_results.py
 
-The tables stand in docs/results.md. Without run folders they are written anew from the file that is
-there. Cells are means over seeds, with the sample standard deviation.
+The tables stand in docs/results.md. Without run folders they are written anew from the files that
+are there. Cells are means over seeds, with the sample standard deviation.
 """
 
 import csv
@@ -22,7 +22,8 @@ from matplotlib.figure import Figure
 DOCS = Path(__file__).resolve().parent
 RUNS = Path("runs") / "sweeps"
 ROWS = DOCS / "results" / "mnist_lenet300100.csv"
-CURVES, NETWORKS = Path("curves"), ("resnet20", "vgg16")
+TRAINED = DOCS / "results" / "cifar10_resnet20_trained.csv"
+CURVES, NETWORKS = Path("curves"), ("resnet20", "vgg16", "floor_vgg16")
 SWEEPS = ("mnist_dense", "mnist_lenet300100", "mnist_threshold", "mnist_controls")
 METHODS = {
     "random_uniform": "random, uniform",
@@ -37,6 +38,10 @@ METHODS = {
     "grasp": "GraSP",
     "synflow": "SynFlow",
 }
+CRITERIA = (
+    *("Random", "Magnitude", "LAMP", "Taylor", "Wanda", "SNIP", "GraSP", "SynFlow"),
+    *("PHEW", "NPB", "NPBSynFlow"),
+)
 CONTROLS = {"": "", "shuffled_": ", shuffled", "reinitialised_": ", new weights"}
 COMPRESSIONS = ("10x", "31.6x", "100x", "316x", "1000x")
 _FOUND = (
@@ -50,10 +55,11 @@ Row = Mapping[str, str]
 
 def main() -> None:
     """Write the rows, if there are runs, and the tables."""
-    if any((RUNS / sweep).exists() for sweep in SWEEPS):
-        write_rows(ROWS, list(gathered()))
+    for file, sweeps in ((ROWS, SWEEPS), (TRAINED, ("cifar10_resnet20",))):
+        if any((RUNS / sweep).exists() for sweep in sweeps):
+            write_rows(file, list(gathered(sweeps)))
     for network in NETWORKS:
-        if any(CURVES.glob(f"{network}_*/curve.csv")):
+        if any(_curves_of(network)):
             write_rows(_points(network), list(joined(network)))
     page = DOCS / "results.md"
     page.write_text(with_tables(page.read_text(), read_rows()))
@@ -63,9 +69,9 @@ def main() -> None:
 # From run folders to rows.
 
 
-def gathered() -> Iterator[dict[str, Any]]:
+def gathered(sweeps: Iterable[str]) -> Iterator[dict[str, Any]]:
     """Yield a row for every finished run of the sweeps."""
-    for sweep in SWEEPS:
+    for sweep in sweeps:
         for file in sorted((RUNS / sweep).glob("*/summary.json")):
             yield _row(sweep, file.parent)
 
@@ -116,8 +122,12 @@ def read_rows(path: Path = ROWS) -> list[dict[str, str]]:
 
 def joined(network: str) -> Iterator[dict[str, str]]:
     """Yield the points of all curves of a network on CIFAR-10."""
-    for file in sorted(CURVES.glob(f"{network}_*/curve.csv")):
-        yield from read_rows(file)
+    rows = [row for file in _curves_of(network) for row in read_rows(file)]
+    yield from sorted(rows, key=lambda row: CRITERIA.index(row["criterion"]))
+
+
+def _curves_of(network: str) -> list[Path]:
+    return sorted(CURVES.glob(f"{network}*/curve.csv"))
 
 
 def _points(network: str) -> Path:
@@ -199,6 +209,24 @@ def _curves(network: str) -> str:
     return _markdown(["criterion", "quota", *COMPRESSIONS], lines)
 
 
+def _floors() -> str:
+    lines = [
+        [floor, *_along(_of(read_rows(_points(name)), criterion="Magnitude", quota="global"))]
+        for floor, name in (("none", "vgg16"), ("0.005%", "floor_vgg16"))
+    ]
+    return _markdown(["floor", *COMPRESSIONS], lines)
+
+
+def _trained() -> str:
+    rows, targets = read_rows(TRAINED), ("10x effective", "100x effective")
+    lines = [["dense (1x)", *[_accuracy(_of(rows, method="dense"))] * len(targets)]]
+    for method, name in METHODS.items():
+        found = [_of(rows, method=method, target=target) for target in targets]
+        if any(found):
+            lines.append([name, *(f"{_accuracy(of)} ({_times(of, 'kept')})" for of in found)])
+    return _markdown(["method", *targets], lines)
+
+
 def _along(points: Sequence[Row]) -> Iterator[str]:
     """Yield the effective compression at each direct one."""
     for asked in COMPRESSIONS:
@@ -215,6 +243,8 @@ TABLES: dict[str, Callable[[Sequence[Row]], str]] = {
     "controls": _controls,
     "ResNet-20": lambda _: _curves("resnet20"),
     "VGG-16": lambda _: _curves("vgg16"),
+    "floors of VGG-16": lambda _: _floors(),
+    "ResNet-20, trained": lambda _: _trained(),
 }
 
 

@@ -13,6 +13,7 @@ ROOT = Path(__file__).resolve().parents[1]
 MAKER = runpy.run_path(str(ROOT / "docs" / "make_results.py"))
 PAGE = (ROOT / "docs" / "results.md").read_text()
 ROWS = MAKER["read_rows"]()
+TRAINED = MAKER["read_rows"](MAKER["TRAINED"])
 
 
 def cells(line):
@@ -48,21 +49,37 @@ def test_a_cell_is_mean_and_deviation_of_the_runs(method, kind):
             assert f"n={len(found)}" in cell or not found
 
 
+def test_the_short_training_is_shown_by_mean_and_deviation():
+    for method, name in {"random_igq": "random, IGQ", "snip": "SNIP", "synflow": "SynFlow"}.items():
+        for target in ("10x effective", "100x effective"):
+            found = [
+                100 * float(row["test_accuracy"])
+                for row in TRAINED
+                if (row["method"], row["target"]) == (method, target)
+            ]
+            assert len(found) == 3
+            cell = table("ResNet-20, trained")[name][target]
+            assert cell.startswith(
+                f"{statistics.mean(found):.2f} ± {statistics.stdev(found):.2f} ("
+            )
+
+
 def test_every_row_says_how_it_came_about(monkeypatch):
     monkeypatch.chdir(ROOT)
-    assert len({row["command"] for row in ROWS}) == len(ROWS)
-    for row in ROWS[::40]:
+    rows = ROWS + TRAINED
+    assert len({row["command"] for row in rows}) == len(rows)
+    for row in [*ROWS[::40], *TRAINED[::7]]:
         python, script, *args = shlex.split(row["command"])
         assert (python, script) == ("python", "train.py")
         assert parsed(args).settings()["seed_everything"] == int(row["seed"])
-    for row in ROWS:
+    for row in rows:
         assert len(row["git_commit"].removesuffix("-dirty")) == 40
         assert "torch" in row["versions"]
         assert row["test_accuracy"]
 
 
 def test_direct_targets_are_met_exactly_and_effective_ones_never_overshot():
-    for row in ROWS:
+    for row in ROWS + TRAINED:
         kept, effective, total = (int(row[k]) for k in ("kept", "effective_kept", "total"))
         wanted = total / float(row["target"].split("x")[0])
         assert effective <= kept
