@@ -98,6 +98,8 @@ class Levels(Callback):
 
         A run killed after an early stop trains no further, so that only this hook is called.
         """
+        if manager_of(trainer, self).measurement is None:
+            return  # Nothing was trained.
         if not self.rows or self.rows[-1].epoch < trainer.current_epoch:
             self._end_level(trainer, pl_module, trainer.current_epoch)
 

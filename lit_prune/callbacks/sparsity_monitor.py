@@ -171,10 +171,12 @@ class SparsityMonitor(Callback):
 
         A run killed after it was stopped trains no further, so that only this hook is called.
         """
+        manager, step = manager_of(trainer, self), trainer.global_step - 1
+        if manager.measurement is None:
+            return  # Nothing was trained.
         self._write_levels(trainer)
         if not self._is_end_shown:
             self._is_end_shown = True
-            manager, step = manager_of(trainer, self), trainer.global_step - 1
             self._titles = titles(manager.current())
             if not self._is_drawn:
                 self._draw(trainer, manager, trainer.current_epoch, step)
