@@ -64,7 +64,8 @@ results-cifar: $(VENV)/.lit_prune-test ## the same of CIFAR-10; DATA=DIR holds i
 		$(CURVE_OF)_$$net.yaml $(ON_CIFAR) --out curves/$${net}_criteria \
 			--criteria LAMP Taylor Wanda GraSP SynFlow PHEW NPB --quotas || exit 1; \
 	done
-	$(CURVE_OF)_resnet20.yaml $(ON_CIFAR) --out curves/resnet20_npb --criteria NPBSynFlow --quotas
+	$(CURVE_OF)_resnet20.yaml $(ON_CIFAR) --out curves/resnet20_rest \
+		--criteria FORCE NPBSynFlow --quotas
 	$(CURVE_OF)_vgg16.yaml $(ON_CIFAR) --out curves/floor_vgg16 \
 		--criteria Magnitude --quotas --pruning.floor 0.005%
 	$(BIN)/python docs/make_results.py

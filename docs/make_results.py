@@ -40,7 +40,7 @@ METHODS = {
 }
 CRITERIA = (
     *("Random", "Magnitude", "LAMP", "Taylor", "Wanda", "SNIP", "GraSP", "SynFlow"),
-    *("PHEW", "NPB", "NPBSynFlow"),
+    *("FORCE", "PHEW", "NPB", "NPBSynFlow"),
 )
 CONTROLS = {"": "", "shuffled_": ", shuffled", "reinitialised_": ", new weights"}
 COMPRESSIONS = ("10x", "31.6x", "100x", "316x", "1000x")
